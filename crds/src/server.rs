@@ -1,0 +1,381 @@
+//! `McpServer`: one MCP server, how it runs and who may be let in.
+#![allow(clippy::duplicated_attributes)] // It takes the arguments of several print columns for one attribute.
+
+use std::collections::BTreeMap;
+
+use kube::{CustomResource, KubeSchema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Argument, Audience, Condition, EnvName, ImageRef, KeyName, ObjectName, Quantity, Url, UrlPath,
+};
+
+/// An MCP server that Toolward runs, with a sidecar in front that decides on every call.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "toolward.dev",
+    version = "v1alpha1",
+    kind = "McpServer",
+    plural = "mcpservers",
+    shortname = "mcps",
+    category = "toolward",
+    namespaced,
+    status = "McpServerStatus",
+    derive = "PartialEq",
+    doc = "An MCP server that Toolward runs, with a sidecar in front that decides on every call.",
+    scale(
+        spec_replicas_path = ".spec.deployment.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Tools", type_ = "integer", json_path = ".status.toolCount"),
+    printcolumn(name = "Policies", type_ = "integer", json_path = ".status.policyCount"),
+    printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 52")
+        .message("metadata.name must be a DNS-1035 label of at most 52 characters (lower-case letters, digits and -, a letter first), because a Service gets it")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("self.transport.type != 'Stdio' || has(self.deployment.command)")
+        .message("deployment.command is required for transport type Stdio: the sidecar's shim starts the server, so it cannot use the image's entrypoint")
+        .field_path(".deployment.command"),
+    validation = Rule::new("!has(self.authentication) || !has(self.authentication.audience) || !self.authentication.audience.matches('^https?://') || !has(self.url) || self.authentication.audience == self.url")
+        .message("an audience that is a URL must be equal to spec.url: leave it out, or write the same")
+        .field_path(".authentication.audience")
+)]
+pub struct McpServerSpec {
+    /// The public URL of the MCP endpoint. Default: `http://NAME.NAMESPACE.svc/mcp`, the Service that Toolward makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<Url>,
+    /// The Deployment that Toolward makes for the server.
+    pub deployment: DeploymentSpec,
+    /// How the sidecar speaks to the server.
+    pub transport: Transport,
+    /// How callers prove who they are. Default: a token of the cluster's issuer is required.
+    #[serde(default)]
+    pub authentication: Authentication,
+}
+
+/// The Deployment of a server.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeploymentSpec {
+    /// Image of the server.
+    pub image: ImageRef,
+    /// The server's command line, in place of the image's entrypoint. Required for transport type Stdio.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub command: Option<Vec<Argument>>,
+    /// Arguments, after `command` or after the image's entrypoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub args: Option<Vec<Argument>>,
+    /// Environment variables of the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub env: Option<Vec<EnvVar>>,
+    /// Secrets and ConfigMaps whose keys become environment variables of the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16))]
+    pub env_from: Option<Vec<EnvFromSource>>,
+    /// Compute resources of the server's container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// Service account of the pods. Its token is not mounted into the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_name: Option<ObjectName>,
+    /// Secrets with the credentials of the image's registry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 8))]
+    pub image_pull_secrets: Option<Vec<LocalObjectReference>>,
+    /// Number of pods. Left out, Toolward does not own the number: `kubectl scale` on the Deployment or an autoscaler may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub replicas: Option<i32>,
+}
+
+/// An environment variable.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("!(has(self.value) && has(self.valueFrom))")
+        .message("write value or valueFrom, not both")
+)]
+pub struct EnvVar {
+    /// Name of the variable.
+    pub name: EnvName,
+    /// Its value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32768))]
+    pub value: Option<String>,
+    /// Where its value comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_from: Option<EnvVarSource>,
+}
+
+/// Where the value of an environment variable comes from: exactly one of its fields.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("[has(self.secretKeyRef), has(self.configMapKeyRef), has(self.fieldRef)].exists_one(x, x)")
+        .message("write exactly one of secretKeyRef, configMapKeyRef and fieldRef")
+)]
+pub struct EnvVarSource {
+    /// A key of a Secret in the same namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_key_ref: Option<KeyRef>,
+    /// A key of a ConfigMap in the same namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map_key_ref: Option<KeyRef>,
+    /// A field of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field_ref: Option<FieldRef>,
+}
+
+/// A key of a Secret or ConfigMap.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeyRef {
+    /// Name of the object.
+    pub name: ObjectName,
+    /// The key.
+    pub key: KeyName,
+    /// Whether the pod may start without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub optional: Option<bool>,
+}
+
+/// A field of the pod.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FieldRef {
+    /// Path of the field, for example `metadata.name`.
+    #[schemars(length(min = 1, max = 253))]
+    pub field_path: String,
+}
+
+/// An object whose keys become environment variables: exactly one reference.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("has(self.secretRef) != has(self.configMapRef)")
+        .message("write exactly one of secretRef and configMapRef")
+)]
+pub struct EnvFromSource {
+    /// Put before each name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<KeyName>,
+    /// A Secret in the same namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<OptionalObjectReference>,
+    /// A ConfigMap in the same namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map_ref: Option<OptionalObjectReference>,
+}
+
+/// An object of the same namespace that may be absent.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OptionalObjectReference {
+    /// Name of the object.
+    pub name: ObjectName,
+    /// Whether the pod may start without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub optional: Option<bool>,
+}
+
+/// An object of the same namespace.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LocalObjectReference {
+    /// Name of the object.
+    pub name: ObjectName,
+}
+
+/// Compute resources of a container.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Resources {
+    /// The most that the container may use.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "quantities")]
+    pub limits: BTreeMap<String, Quantity>,
+    /// What is set aside for the container.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "quantities")]
+    pub requests: BTreeMap<String, Quantity>,
+}
+
+fn quantities(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 16,
+        "additionalProperties": Quantity::json_schema(generator),
+    })
+}
+
+/// How the sidecar speaks to the server.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("self.type == 'StreamableHttp' || !has(self.http)")
+        .message("http belongs to type StreamableHttp: remove it, or change the type")
+        .field_path(".http")
+)]
+pub struct Transport {
+    /// `Stdio`: a process that speaks on its standard input and output. `StreamableHttp`: a server that listens on a port.
+    #[serde(rename = "type")]
+    pub type_: TransportType,
+    /// Where a StreamableHttp server listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpTransport>,
+}
+
+/// MCP transport of the wrapped server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TransportType {
+    /// Newline-delimited JSON-RPC on standard input and output.
+    Stdio,
+    /// Streamable HTTP (revision 2025-03-26 and later).
+    StreamableHttp,
+}
+
+/// Where a StreamableHttp server listens inside its pod.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("!(self.port in [9440, 9441, 9442])")
+        .message("ports 9440 to 9442 are the sidecar's: let the server listen on another port")
+        .field_path(".port")
+)]
+pub struct HttpTransport {
+    /// Port, best bound to 127.0.0.1 only. Default 8080.
+    #[serde(default = "default_port")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+    /// Path of the MCP endpoint. Default `/mcp`.
+    #[serde(default = "default_path")]
+    pub path: UrlPath,
+}
+
+fn default_port() -> u16 {
+    8080
+}
+
+fn default_path() -> UrlPath {
+    UrlPath::from("/mcp")
+}
+
+impl Default for HttpTransport {
+    fn default() -> Self {
+        Self {
+            port: default_port(),
+            path: default_path(),
+        }
+    }
+}
+
+/// How callers prove who they are.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Authentication {
+    /// `Required`: each request carries a token for this server. `Anonymous` must be allowed by the chart (`allowAnonymous`).
+    #[serde(default)]
+    pub mode: AuthenticationMode,
+    /// The audience (`aud`) that a token must name. Default: `status.url`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audience: Option<Audience>,
+}
+
+/// Whether a token is needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AuthenticationMode {
+    /// Each request carries a token for this server.
+    #[default]
+    Required,
+    /// No token is asked for; only rules with `everyone` match.
+    Anonymous,
+}
+
+/// What is running.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct McpServerStatus {
+    /// Generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// URL of the MCP endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    pub url: Option<String>,
+    /// The audience to ask tokens for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    pub audience: Option<String>,
+    /// Number of pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Label selector of the pods, for autoscalers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub selector: Option<String>,
+    /// Number of tools that the server offers; unset until it answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_count: Option<i32>,
+    /// Number of policies that target this server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_count: Option<i32>,
+    /// The bundle that is wanted, and those that run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<BundleStatus>,
+    /// The tools that the server offers, at most 256.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub tools: Vec<ToolStatus>,
+    /// Whether `tools` leaves tools out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+    /// Accepted, Programmed, Ready, Enforced.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// Compiled configuration: the wanted one and those that run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BundleStatus {
+    /// Hash of the wanted bundle.
+    #[schemars(length(max = 80))]
+    pub wanted: String,
+    /// Bundles in force, by hash.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub running: Vec<RunningBundle>,
+}
+
+/// A bundle in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RunningBundle {
+    /// Its hash.
+    #[schemars(length(max = 80))]
+    pub hash: String,
+    /// Number of pods that have it.
+    pub replicas: i32,
+}
+
+/// A tool that the server offers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ToolStatus {
+    /// Its name.
+    #[schemars(length(max = 256))]
+    pub name: String,
+    /// SHA-256 of its definition (JSON with sorted keys).
+    #[schemars(length(max = 80))]
+    pub digest: String,
+}
