@@ -136,12 +136,7 @@ fn deny(bundle: Bundle, why: &str) -> Bundle {
     }
 }
 
-fn base(
-    server: ServerRef,
-    url: String,
-    audience: String,
-    context: &Context,
-) -> Bundle {
+fn base(server: ServerRef, url: String, audience: String, context: &Context) -> Bundle {
     let authentication = Authentication {
         anonymous: false,
         issuers: context.issuers.clone(),

@@ -1,1 +1,53 @@
-//! sidecar
+//! The data plane of Toolward: a reverse proxy for one MCP server that decides
+//! on every message before the server sees it.
+//!
+//! A request goes through [`pipeline`]; [`config`] holds what it decides with,
+//! [`upstream`] is where it goes. `serve` (in a pod) and `run` (on a laptop)
+//! differ only in where the configuration comes from.
+
+pub mod admin;
+pub mod audit;
+pub mod auth;
+pub mod body;
+pub mod config;
+pub mod counters;
+pub mod dev;
+pub mod drain;
+pub mod envelope;
+pub mod filter;
+pub mod frame;
+pub mod front;
+pub mod method;
+pub mod metrics;
+pub mod pipeline;
+pub mod probe;
+pub mod refusal;
+pub mod request;
+pub mod run;
+pub mod serve;
+pub mod server;
+pub mod shim;
+pub mod source;
+pub mod sse;
+pub mod stdio_session;
+pub mod upstream;
+
+use tokio::sync::watch;
+
+/// All that requests share.
+pub struct Shared {
+    /// The configuration in force.
+    pub config: config::Store,
+    /// The wrapped server.
+    pub upstream: std::sync::Arc<upstream::Upstream>,
+    /// Counts of the limits.
+    pub counters: counters::Counters,
+    /// The audit log.
+    pub audit: audit::Audit,
+    /// Metrics.
+    pub metrics: metrics::Metrics,
+    /// What the sidecar's own session has seen.
+    pub seen: watch::Receiver<probe::Seen>,
+    /// Serving, leaving or draining.
+    pub phase: watch::Receiver<front::Phase>,
+}

@@ -1,0 +1,50 @@
+//! The programs that a cluster is made of, fetched and built on first use.
+
+mod kubernetes;
+mod node;
+mod packages;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+/// Paths of everything that is not on the system's `PATH`.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    /// Folder with etcd, CoreDNS and the Kubernetes programs.
+    pub kubernetes: PathBuf,
+    /// Folder with `bin/node` and npm.
+    pub node: PathBuf,
+    /// The helm program.
+    pub helm: PathBuf,
+}
+
+impl Tools {
+    /// Makes sure that all tools are there.
+    pub fn ensure(checkout: &Path) -> Result<Self> {
+        packages::ensure()?;
+        let kubernetes = kubernetes::ensure(&checkout.join("e2e/kubernetes"))?;
+        let node = node::ensure(&checkout.join("e2e/node"))?;
+        let helm = node::helm(&checkout.join("e2e/node"), &node)?;
+        Ok(Self {
+            kubernetes,
+            node,
+            helm,
+        })
+    }
+
+    /// One of the Kubernetes programs, etcd or coredns.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.kubernetes.join(name)
+    }
+
+    /// The `node` program.
+    pub fn node(&self) -> PathBuf {
+        self.node.join("bin/node")
+    }
+
+    /// The reference MCP server and what it needs: a folder with `node_modules`.
+    pub fn server_everything(&self, checkout: &Path) -> Result<PathBuf> {
+        node::server_everything(&checkout.join("e2e/node"), &self.node)
+    }
+}

@@ -1,0 +1,144 @@
+//! The admin port: probes, metrics and what the operator asks for.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use policy::report::Report;
+use tokio::{net::TcpListener, sync::Semaphore};
+
+use crate::{
+    Shared,
+    body::{self, Body},
+    front::Phase,
+    pipeline,
+};
+
+/// Connections at once.
+const MAX_CONNECTIONS: usize = 64;
+
+/// Serves the admin port for as long as the process lives.
+pub async fn serve(shared: Arc<Shared>, listener: TcpListener) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await; // No descriptors left, most likely.
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let answer = answer(&shared, &request);
+                async move { Ok::<_, Infallible>(answer) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(Duration::from_secs(10))
+                .serve_connection(TokioIo::new(stream), service);
+            let _ = connection.await; // A probe that hangs up is no event.
+            drop(place);
+        });
+    }
+}
+
+fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Body> {
+    if request.method() != Method::GET {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n".into());
+    }
+    match request.uri().path() {
+        "/healthz" => text(StatusCode::OK, "ok\n".into()),
+        "/readyz" => ready(shared),
+        "/metrics" => match shared.metrics.text() {
+            Ok(metrics) => typed(
+                StatusCode::OK,
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                metrics,
+            ),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        },
+        "/drained" => drained(shared),
+        "/status" => status(shared, request.headers()),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "try /healthz, /readyz, /metrics or /status\n".into(),
+        ),
+    }
+}
+
+fn ready(shared: &Shared) -> Response<Body> {
+    let not = |why: &str| text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
+    if *shared.phase.borrow() > Phase::Serving {
+        return not("draining");
+    }
+    if shared.config.active().is_none() {
+        return not("no bundle has been read");
+    }
+    let seen = shared.seen.borrow();
+    match seen.answered {
+        true => text(StatusCode::OK, "ok\n".into()),
+        false => not(&format!(
+            "the server has not answered yet; {}",
+            seen.upstream.message
+        )),
+    }
+}
+
+/// For the preStop hook: 200 when a drain was asked for and nothing is open.
+fn drained(shared: &Shared) -> Response<Body> {
+    let open = shared.metrics.open_requests.get();
+    match *shared.phase.borrow() == Phase::Draining && open == 0 {
+        true => text(StatusCode::OK, "drained\n".into()),
+        false => text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{open} requests are open\n"),
+        ),
+    }
+}
+
+fn status(shared: &Shared, headers: &HeaderMap) -> Response<Body> {
+    let Some(active) = shared.config.active() else {
+        return text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no bundle has been read, so nobody is known\n".into(),
+        );
+    };
+    if let Some(operator) = &active.bundle.operator {
+        let audience = format!("toolward-admin/{}", active.server);
+        if !active
+            .authenticator
+            .is_subject(headers, operator, &audience, pipeline::now())
+        {
+            return text(
+                StatusCode::UNAUTHORIZED,
+                format!("a token of {operator} for audience {audience} is required\n"),
+            );
+        }
+    }
+    let seen = shared.seen.borrow();
+    let report = Report {
+        bundle: shared.config.report(),
+        upstream: seen.upstream.clone(),
+        tools: seen.tools.clone(),
+    };
+    match serde_json::to_string(&report) {
+        Ok(report) => typed(StatusCode::OK, "application/json", report),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+fn text(status: StatusCode, text: String) -> Response<Body> {
+    typed(status, "text/plain; charset=utf-8", text)
+}
+
+fn typed(status: StatusCode, content_type: &'static str, content: String) -> Response<Body> {
+    let mut answer = Response::new(body::full(content));
+    *answer.status_mut() = status;
+    answer
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}

@@ -1,0 +1,153 @@
+//! Bodies of answers.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
+use tokio::sync::watch;
+
+use crate::{filter, sse};
+
+/// What can go wrong while an answer streams.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Error(Box<dyn std::error::Error + Send + Sync>);
+
+impl Error {
+    /// Wraps any error.
+    pub fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(error.into())
+    }
+}
+
+/// The body of every answer.
+pub type Body = UnsyncBoxBody<Bytes, Error>;
+
+/// A body that is there as a whole.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
+/// No body.
+pub fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Decides an open stream anew; false ends it.
+pub type StillAllowed = Box<dyn Fn() -> bool + Send>;
+/// Whether the caller sees an item of a list.
+pub type Visible = Box<dyn Fn(policy::Operation<'_>) -> bool + Send>;
+
+type Changed = Pin<Box<dyn Future<Output = Option<watch::Receiver<()>>> + Send>>;
+
+/// A stream that is decided anew whenever the configuration changes. When it is
+/// no longer allowed it is reset, not ended as if it were whole.
+pub struct Guarded {
+    inner: Body,
+    changed: Option<Changed>,
+    still_allowed: StillAllowed,
+}
+
+/// The reason of a reset.
+#[derive(Debug, thiserror::Error)]
+#[error("the policy no longer allows this stream")]
+pub struct Revoked;
+
+fn next_change(mut changes: watch::Receiver<()>) -> Changed {
+    Box::pin(async move { changes.changed().await.is_ok().then_some(changes) })
+}
+
+impl Guarded {
+    /// Guards a stream.
+    pub fn new(inner: Body, changes: watch::Receiver<()>, still_allowed: StillAllowed) -> Self {
+        Self {
+            inner,
+            changed: Some(next_change(changes)),
+            still_allowed,
+        }
+    }
+}
+
+impl http_body::Body for Guarded {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        while let Some(changed) = self.changed.as_mut() {
+            let Poll::Ready(changes) = changed.as_mut().poll(cx) else {
+                break;
+            };
+            if !(self.still_allowed)() {
+                return Poll::Ready(Some(Err(Error::new(Revoked))));
+            }
+            self.changed = changes.map(next_change);
+        }
+        Pin::new(&mut self.inner).poll_frame(cx)
+    }
+}
+
+/// A stream of events whose lists are filtered.
+pub struct FilteredEvents {
+    inner: Body,
+    events: sse::Splitter,
+    visible: Visible,
+}
+
+impl FilteredEvents {
+    /// Filters a stream.
+    pub fn new(inner: Body, visible: Visible) -> Self {
+        Self {
+            inner,
+            events: sse::Splitter::default(),
+            visible,
+        }
+    }
+
+    fn filter(&self, event: Bytes) -> Result<Bytes, Error> {
+        let Some(data) = sse::data(&event).filter(|data| !data.is_empty()) else {
+            return Ok(event);
+        };
+        let filtered = filter::message(&data, &*self.visible).map_err(Error::new)?;
+        Ok(filtered.map_or(event.clone(), |data| sse::with_data(&event, &data)))
+    }
+}
+
+impl http_body::Body for FilteredEvents {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        loop {
+            if let Some(event) = self.events.next_event() {
+                return Poll::Ready(Some(self.filter(event).map(Frame::data)));
+            }
+            let frame = match std::task::ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None if self.events.rest() > 0 => {
+                    return Poll::Ready(Some(Err(Error::new(
+                        "the server's stream ended within an event",
+                    ))));
+                }
+                None => return Poll::Ready(None),
+            };
+            if let Ok(bytes) = frame.into_data()
+                && let Err(error) = self.events.push(&bytes)
+            {
+                return Poll::Ready(Some(Err(Error::new(error))));
+            }
+        }
+    }
+}

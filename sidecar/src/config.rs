@@ -1,0 +1,169 @@
+//! The configuration in force: a bundle, swapped whole.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwapOption;
+use policy::{
+    Bundle,
+    report::{BundleReport, RejectedBundle},
+};
+use tokio::sync::watch;
+
+use crate::auth::Authenticator;
+
+/// What the pipeline decides with.
+pub struct Active {
+    /// The bundle.
+    pub bundle: Bundle,
+    /// `sha256:…` of its bytes.
+    pub hash: String,
+    /// Verifies tokens.
+    pub authenticator: Arc<Authenticator>,
+    /// `namespace/name`, for the audit log.
+    pub server: String,
+    /// Path of the MCP endpoint.
+    pub path: String,
+    /// Hosts that requests may name, in lower case, without port.
+    pub hosts: Vec<String>,
+}
+
+/// Holds the [`Active`] configuration. Without one, everything is denied.
+pub struct Store {
+    active: ArcSwapOption<Active>,
+    rejected: Mutex<Option<RejectedBundle>>,
+    changed: watch::Sender<()>,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            active: ArcSwapOption::empty(),
+            rejected: Mutex::default(),
+            changed: watch::channel(()).0,
+        }
+    }
+}
+
+impl Store {
+    /// The configuration in force; none before the first bundle.
+    pub fn active(&self) -> Option<Arc<Active>> {
+        self.active.load_full()
+    }
+
+    /// Resolves after each change.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Puts a written bundle in force.
+    ///
+    /// # Errors
+    /// It cannot be read: the last good one stays in force, and
+    /// [`Store::report`] says so.
+    pub fn load(&self, bytes: &[u8]) -> Result<(), String> {
+        let hash = policy::bundle::hash(bytes);
+        match Bundle::from_json(bytes)
+            .map_err(|error| error.to_string())
+            .and_then(|bundle| self.activate(bundle, &hash))
+        {
+            Ok(()) => {
+                *self.rejected.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                self.changed.send_replace(());
+                Ok(())
+            }
+            Err(error) => {
+                let rejected = RejectedBundle {
+                    hash,
+                    error: error.clone(),
+                };
+                *self.rejected.lock().unwrap_or_else(PoisonError::into_inner) = Some(rejected);
+                Err(error)
+            }
+        }
+    }
+
+    fn activate(&self, bundle: Bundle, hash: &str) -> Result<(), String> {
+        let url: http::Uri = bundle
+            .url
+            .parse()
+            .map_err(|error| format!("url {:?}: {error}", bundle.url))?;
+        let host = url
+            .host()
+            .ok_or_else(|| format!("url {:?} has no host", bundle.url))?;
+        let hosts = std::iter::once(host)
+            .chain(bundle.hosts.iter().map(String::as_str))
+            .map(str::to_ascii_lowercase)
+            .collect();
+        let kept = self.active().filter(|active| {
+            active
+                .authenticator
+                .fits(&bundle.authentication, &bundle.audience)
+        });
+        let authenticator = match kept {
+            Some(active) => Arc::clone(&active.authenticator),
+            None => Arc::new(Authenticator::new(&bundle.authentication, &bundle.audience)),
+        };
+        let server = format!("{}/{}", bundle.server.namespace, bundle.server.name);
+        let path = url.path().to_owned();
+        self.active.store(Some(Arc::new(Active {
+            bundle,
+            hash: hash.to_owned(),
+            authenticator,
+            server,
+            path,
+            hosts,
+        })));
+        Ok(())
+    }
+
+    /// For `/status`.
+    pub fn report(&self) -> BundleReport {
+        BundleReport {
+            hash: self.active().map(|active| active.hash.clone()),
+            rejected: self
+                .rejected
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_bundle_that_cannot_be_read_leaves_the_last_good_one() {
+        let store = Store::default();
+        assert!(store.load(b"{}").is_err());
+        assert!(
+            store.active().is_none(),
+            "no bundle since the start: nothing is in force"
+        );
+        let context = policy::Context {
+            default_url: "http://orders.shop.svc/mcp".into(),
+            ..policy::Context::default()
+        };
+        let good = policy::deny_all("shop", "orders", &context, "test")
+            .to_json()
+            .unwrap();
+        store.load(good.as_bytes()).unwrap();
+        let hash = store.report().hash;
+        for bad in [
+            good.replace("\"version\":1", "\"version\":2"),
+            good.replace("\"rules\"", "\"rulez\""),
+            good[..50].to_owned(),
+        ] {
+            assert!(store.load(bad.as_bytes()).is_err());
+            assert_eq!(store.report().hash, hash);
+            assert_eq!(
+                store.report().rejected.unwrap().hash,
+                policy::bundle::hash(bad.as_bytes())
+            );
+        }
+        store.load(good.as_bytes()).unwrap();
+        assert_eq!(store.report().rejected, None);
+    }
+}

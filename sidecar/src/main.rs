@@ -1,0 +1,103 @@
+//! `toolward-sidecar`: see the subcommands.
+
+use std::{io, path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use sidecar::{drain, run, serve, shim};
+use tracing_subscriber::EnvFilter;
+
+/// Stands in front of an MCP server and decides on every call.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// What is logged to standard error, for example info or debug.
+    #[arg(long, env = "TOOLWARD_LOG", default_value = "info", global = true)]
+    log: String,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// On a laptop: the YAML that kubectl applies, and no cluster.
+    Run(run::Args),
+    /// In a pod: a bundle that the operator wrote.
+    Serve(serve::Args),
+    /// In the server's container: start a stdio server for each connection.
+    Shim(ShimArgs),
+    /// As preStop hook: stop intake, and wait for calls to finish.
+    Drain(drain::Args),
+    /// Copy this program into a folder, for the server's container.
+    Install {
+        /// The folder.
+        folder: PathBuf,
+    },
+}
+
+#[derive(clap::Args)]
+struct ShimArgs {
+    /// Where the socket is made.
+    #[arg(long)]
+    socket: PathBuf,
+    /// User of the sidecar; nobody else may connect.
+    #[arg(long)]
+    peer_uid: u32,
+    /// The server's command.
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let Cli { command, log } = Cli::parse();
+    let filter = match EnvFilter::try_new(&log) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!(
+                "toolward-sidecar: --log {log:?}: {error}; write error, warn, info, debug or trace"
+            );
+            return ExitCode::from(2);
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_env_filter(filter)
+        .init();
+    match start(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("toolward-sidecar: {error:#}");
+            ExitCode::from(if error.is::<run::ConfigError>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn start(command: Command) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let ended = runtime.block_on(async {
+        match command {
+            Command::Run(args) => run::main(args).await,
+            Command::Serve(args) => serve::main(args).await,
+            Command::Shim(ShimArgs {
+                socket,
+                peer_uid,
+                command,
+            }) => shim::listen(&socket, peer_uid, &command).await,
+            Command::Drain(args) => drain::main(args).await,
+            Command::Install { folder } => install(&folder),
+        }
+    });
+    // Ends what is still running, and with it the last holder of the audit log.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    ended
+}
+
+/// The name of the copy is part of the pod's shape: the operator writes it.
+fn install(folder: &std::path::Path) -> anyhow::Result<()> {
+    let (from, to) = (std::env::current_exe()?, folder.join("toolward-sidecar"));
+    std::fs::copy(&from, &to)
+        .with_context(|| format!("{} cannot be copied to {}", from.display(), to.display()))?;
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! The one place where a refusal becomes an answer: HTTP status and JSON-RPC
+//! error.
+
+use std::time::Duration;
+
+use http::{HeaderValue, Response, StatusCode, header};
+use policy::Reason;
+use serde_json::{json, value::RawValue};
+
+use crate::{
+    body::{self, Body},
+    upstream::UpstreamError,
+};
+
+/// Invalid params, also for what a caller may not know of (JSON-RPC 2.0 §5.1).
+const INVALID_PARAMS: i64 = -32602;
+const METHOD_NOT_FOUND: i64 = -32601;
+const INVALID_REQUEST: i64 = -32600;
+/// Resource not found, up to revision 2025-11-25.
+const RESOURCE_NOT_FOUND: i64 = -32002;
+
+/// Why a request is not answered by the server.
+#[derive(Debug)]
+pub struct Refusal {
+    /// For audit and metrics.
+    pub reason: Reason,
+    /// HTTP status.
+    pub status: StatusCode,
+    /// JSON-RPC code. Our own are HTTP status codes: positive, so outside the
+    /// ranges that JSON-RPC and MCP reserve.
+    pub code: i64,
+    /// For the caller.
+    pub message: String,
+    /// Further header.
+    pub header: Option<(header::HeaderName, HeaderValue)>,
+}
+
+impl Refusal {
+    /// A refusal whose JSON-RPC code is its HTTP status.
+    pub fn new(reason: Reason, status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            status,
+            code: status.as_u16().into(),
+            message: message.into(),
+            header: None,
+        }
+    }
+
+    /// A message that cannot be read in one way.
+    pub fn malformed(message: impl Into<String>) -> Self {
+        Self {
+            code: INVALID_REQUEST,
+            ..Self::new(Reason::Malformed, StatusCode::BAD_REQUEST, message)
+        }
+    }
+
+    /// 401 with a challenge (RFC 6750 §3).
+    pub fn unauthorized(reason: Reason, audience: &str) -> Self {
+        let (message, challenge) = match reason {
+            Reason::TokenMissing => ("a bearer token is required".to_owned(), "Bearer"),
+            Reason::TokenExpired => (
+                "the token has expired or is not valid yet".to_owned(),
+                r#"Bearer error="invalid_token", error_description="expired""#,
+            ),
+            Reason::WrongAudience => (
+                format!("the token was issued for another audience; this server's is {audience}"),
+                r#"Bearer error="invalid_token", error_description="wrong audience""#,
+            ),
+            _ => (
+                "the token is not valid here".to_owned(),
+                r#"Bearer error="invalid_token""#,
+            ),
+        };
+        let header = Some((
+            header::WWW_AUTHENTICATE,
+            HeaderValue::from_static(challenge),
+        ));
+        Self {
+            header,
+            ..Self::new(reason, StatusCode::UNAUTHORIZED, message)
+        }
+    }
+
+    /// The answer of a server that does not have what is asked for.
+    pub fn unknown(reason: Reason, what: &str, name: &str, modern: bool) -> Self {
+        let code = match (what, modern) {
+            ("resource", false) => RESOURCE_NOT_FOUND,
+            _ => INVALID_PARAMS,
+        };
+        Self {
+            code,
+            ..Self::new(reason, StatusCode::OK, format!("Unknown {what}: {name}"))
+        }
+    }
+
+    /// The answer of a server that does not have the method.
+    pub fn method(method: &str, modern: bool) -> Self {
+        let status = if modern {
+            StatusCode::NOT_FOUND
+        } else {
+            StatusCode::OK
+        };
+        Self {
+            code: METHOD_NOT_FOUND,
+            ..Self::new(
+                Reason::MethodNotAllowed,
+                status,
+                format!("Method not found: {method}"),
+            )
+        }
+    }
+
+    /// A limit is reached.
+    pub fn too_early(limit: &str, retry_after: Duration) -> Self {
+        // Rounded up: whoever waits as told is let through.
+        let seconds = retry_after.as_nanos().div_ceil(1_000_000_000).max(1);
+        let message = format!("limit {limit} is reached: try again in {seconds} s");
+        let header = HeaderValue::from_str(&seconds.to_string())
+            .ok()
+            .map(|value| (header::RETRY_AFTER, value));
+        Self {
+            header,
+            ..Self::new(
+                Reason::LimitExceeded,
+                StatusCode::TOO_MANY_REQUESTS,
+                message,
+            )
+        }
+    }
+
+    /// The answer, to the request with this id.
+    pub fn into_response(self, id: Option<&RawValue>) -> Response<Body> {
+        let error = json!({
+            "jsonrpc": "2.0", "id": id,
+            "error": {"code": self.code, "message": self.message, "data": {"reason": self.reason}},
+        });
+        let mut answer = Response::new(body::full(error.to_string()));
+        *answer.status_mut() = self.status;
+        answer.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        if let Some((name, value)) = self.header {
+            answer.headers_mut().insert(name, value);
+        }
+        answer
+    }
+}
+
+impl From<UpstreamError> for Refusal {
+    fn from(error: UpstreamError) -> Self {
+        let status = match &error {
+            UpstreamError::SessionUnknown => StatusCode::NOT_FOUND,
+            UpstreamError::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            UpstreamError::Refused(_) => StatusCode::BAD_REQUEST,
+            UpstreamError::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
+            UpstreamError::Connect(_) | UpstreamError::Exited(_) | UpstreamError::Invalid(_) => {
+                StatusCode::BAD_GATEWAY
+            }
+        };
+        Self::new(error.reason(), status, error.to_string())
+    }
+}

@@ -1,0 +1,144 @@
+//! What is checked on a request before its body is read: path, host, origin,
+//! headers. What passes on to the server is an allow-list of headers, so that
+//! nothing that means something inside the pod can come from outside.
+
+use http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header, request::Parts};
+use policy::Reason;
+
+use crate::{
+    config::Active,
+    refusal::Refusal,
+    upstream::http::{PROTOCOL_VERSION, SESSION_ID},
+};
+
+/// Headers that pass on to the server, and whether each may come only once.
+const FORWARDED: &[(&str, bool)] = &[
+    ("accept", false),
+    ("accept-language", false),
+    ("baggage", false),
+    ("content-type", true),
+    ("last-event-id", true),
+    ("mcp-method", true),
+    ("mcp-name", true),
+    ("mcp-protocol-version", true),
+    ("mcp-session-id", true),
+    ("traceparent", true),
+    ("tracestate", false),
+    ("user-agent", false),
+];
+/// Prefix of headers that a tool's schema names (revision 2026-07-28).
+const PARAM_PREFIX: &str = "mcp-param-";
+/// First revision without handshake and sessions.
+const MODERN: &str = "2026-07-28";
+
+/// Checks `Host` and `Origin` against the names of this server (DNS rebinding).
+///
+/// # Errors
+/// The refusal.
+pub fn check_names(parts: &Parts, active: &Active) -> Result<(), Refusal> {
+    let forbidden =
+        |reason, message: String| Err(Refusal::new(reason, StatusCode::FORBIDDEN, message));
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next(), parts.uri.authority()) {
+        (Some(host), None, None) => host.to_str().ok().and_then(|host| host.parse().ok()),
+        (None, _, Some(authority)) => Some(authority.clone()),
+        (Some(host), None, Some(authority)) if host == authority.as_str() => {
+            Some(authority.clone())
+        }
+        _ => None,
+    };
+    if !host.is_some_and(|host| is_ours(host.host(), active)) {
+        let hint = "set spec.url of the McpServer to the URL that clients use";
+        return forbidden(
+            Reason::HostNotAllowed,
+            format!("the Host header does not name this server: {hint}"),
+        );
+    }
+    let mut origins = parts.headers.get_all(header::ORIGIN).iter();
+    let origin = match (origins.next(), origins.next()) {
+        (None, _) => return Ok(()),
+        (Some(origin), None) => origin
+            .to_str()
+            .ok()
+            .and_then(|origin| origin.parse::<Uri>().ok()),
+        _ => None,
+    };
+    match origin.as_ref().and_then(Uri::host) {
+        Some(host) if is_ours(host, active) => Ok(()),
+        _ => forbidden(
+            Reason::OriginNotAllowed,
+            "the Origin header names a foreign site".into(),
+        ),
+    }
+}
+
+fn is_ours(host: &str, active: &Active) -> bool {
+    let host = host.to_ascii_lowercase();
+    ["localhost", "127.0.0.1", "[::1]"].contains(&host.as_str()) || active.hosts.contains(&host)
+}
+
+/// The headers that pass on to the server.
+///
+/// # Errors
+/// One that may come once came twice, or a POST does not carry JSON.
+pub fn forwarded_headers(method: &Method, headers: &HeaderMap) -> Result<HeaderMap, Refusal> {
+    let mut forwarded = HeaderMap::with_capacity(8);
+    for (name, value) in headers {
+        let known = FORWARDED.iter().find(|(known, _)| name == known);
+        let once = match known {
+            Some((_, once)) => *once,
+            None if name.as_str().starts_with(PARAM_PREFIX) => true,
+            None => continue,
+        };
+        if once && forwarded.contains_key(name) {
+            return Err(Refusal::malformed(format!(
+                "the header {name} came more than once"
+            )));
+        }
+        forwarded.append(name.clone(), value.clone());
+    }
+    let unsupported = |message: &str| {
+        Err(Refusal::new(
+            Reason::Malformed,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            message,
+        ))
+    };
+    if headers
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|encoding| encoding != "identity")
+    {
+        return unsupported("content encodings are not accepted: send the body as it is");
+    }
+    if *method == Method::POST
+        && !headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|value| is_type(value.as_bytes(), "application/json"))
+    {
+        return unsupported("Content-Type must be application/json");
+    }
+    if is_modern(headers) {
+        forwarded.remove(SESSION_ID); // This revision has no sessions; a stale one means nothing.
+    }
+    Ok(forwarded)
+}
+
+/// Whether the request says that it is of revision 2026-07-28 or later.
+pub fn is_modern(headers: &HeaderMap) -> bool {
+    headers
+        .get(PROTOCOL_VERSION)
+        .and_then(|version| version.to_str().ok())
+        .is_some_and(|version| version >= MODERN)
+}
+
+/// Whether a `Content-Type` names this type, whatever its parameters.
+pub fn is_type(value: &[u8], wanted: &str) -> bool {
+    let essence = value.split(|byte| *byte == b';').next().unwrap_or_default();
+    essence.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes())
+}
+
+/// The `Allow` header of 405.
+pub const ALLOW: (HeaderName, http::HeaderValue) = (
+    header::ALLOW,
+    http::HeaderValue::from_static("GET, POST, DELETE"),
+);

@@ -1,0 +1,84 @@
+//! `toolward-sidecar serve`: in a pod, with a bundle that the operator wrote.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use crate::{
+    Shared, metrics,
+    server::{Server, Target},
+    source,
+    upstream::stdio::Connector,
+};
+
+/// Arguments of `serve`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Folder with the bundle, a mounted ConfigMap.
+    #[arg(long)]
+    bundle: PathBuf,
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Address of the MCP port [default: all addresses, port 9440].
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// Address of the admin port [default: all addresses, port 9441].
+    #[arg(long)]
+    admin: Option<SocketAddr>,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct TargetArgs {
+    /// URL of a Streamable HTTP server in this pod.
+    #[arg(long)]
+    upstream: Option<http::Uri>,
+    /// The shim's socket, for a stdio server.
+    #[arg(long)]
+    socket: Option<PathBuf>,
+}
+
+/// Serves until SIGTERM.
+///
+/// # Errors
+/// Where the ports cannot be bound.
+pub async fn main(args: Args) -> anyhow::Result<()> {
+    let Args {
+        bundle,
+        target: TargetArgs { upstream, socket },
+        listen,
+        admin,
+    } = args;
+    let target = match (upstream, socket) {
+        (Some(url), _) => Target::Url(url),
+        (None, Some(socket)) => Target::Process(Connector::Socket(socket)),
+        (None, None) => anyhow::bail!("--upstream or --socket is required"),
+    };
+    let server = Server::bind(listen, admin, target).await?;
+    let file = bundle.join(policy::bundle::FILE);
+    let shared = Arc::clone(&server.shared);
+    load(&shared, &file);
+    tokio::spawn(source::watch(vec![file.clone()], move || {
+        load(&shared, &file)
+    }));
+    server.run().await
+}
+
+fn load(shared: &Shared, file: &std::path::Path) {
+    let loaded = source::read(file, policy::bundle::MAX_BYTES)
+        .map_err(|error| error.to_string())
+        .and_then(|bytes| shared.config.load(&bytes));
+    let result = match &loaded {
+        Ok(()) => "accepted",
+        Err(_) => "rejected",
+    };
+    shared
+        .metrics
+        .bundles
+        .get_or_create(&metrics::BundleLabels { result })
+        .inc();
+    match loaded {
+        Ok(()) => tracing::info!(hash = shared.config.report().hash, "bundle in force"),
+        Err(error) => {
+            tracing::error!(file = %file.display(), error, "the bundle cannot be read; the last good one, if any, stays in force")
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Starts the parts and ends them in order, for `serve` and for `run`.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use crate::{
+    Shared, admin,
+    audit::Audit,
+    config, counters,
+    front::{self, Phase},
+    metrics::Metrics,
+    probe::{self, Seen},
+    upstream::{
+        Upstream,
+        http::HttpUpstream,
+        stdio::{Connector, StdioUpstream},
+    },
+};
+
+/// The MCP port.
+pub const MCP_PORT: u16 = 9440;
+/// The admin port.
+pub const ADMIN_PORT: u16 = 9441;
+/// After a drain was asked for, new connections are still served for this time:
+/// the news that this pod is leaving has to reach every node.
+pub const LEAVE: Duration = Duration::from_secs(2);
+/// From the request to drain until calls in flight are cut off.
+pub const DRAIN: Duration = Duration::from_secs(10);
+
+/// Where the wrapped server is.
+pub enum Target {
+    /// Behind a port.
+    Url(http::Uri),
+    /// Behind the shim, or a command of our own.
+    Process(Connector),
+}
+
+/// A sidecar whose listeners are bound.
+pub struct Server {
+    /// What requests share.
+    pub shared: Arc<Shared>,
+    /// Address of the MCP port.
+    pub address: SocketAddr,
+    mcp: TcpListener,
+    admin: TcpListener,
+    phase: watch::Sender<Phase>,
+    seen: watch::Sender<Seen>,
+    audit_thread: std::thread::JoinHandle<()>,
+}
+
+impl Server {
+    /// Binds the ports. Nothing is served before [`Server::run`].
+    ///
+    /// # Errors
+    /// Where an address cannot be had.
+    pub async fn bind(
+        listen: Option<SocketAddr>,
+        admin: Option<SocketAddr>,
+        target: Target,
+    ) -> anyhow::Result<Self> {
+        let mcp = front::bind(listen, MCP_PORT)
+            .await
+            .with_context(|| bind_error("--listen", listen, MCP_PORT))?;
+        let admin_listener = front::bind(admin, ADMIN_PORT)
+            .await
+            .with_context(|| bind_error("--admin", admin, ADMIN_PORT))?;
+        let metrics = Metrics::default();
+        let upstream = match target {
+            Target::Url(uri) => Upstream::Http(HttpUpstream::new(uri).map_err(anyhow::Error::msg)?),
+            Target::Process(connector) => {
+                Upstream::Stdio(StdioUpstream::new(connector, metrics.processes.clone()))
+            }
+        };
+        let (audit, audit_thread) = Audit::start(std::io::stdout())?;
+        let (phase, phase_seen) = watch::channel(Phase::Serving);
+        let (seen, seen_seen) = watch::channel(Seen::default());
+        let shared = Arc::new(Shared {
+            config: config::Store::default(),
+            upstream: Arc::new(upstream),
+            counters: counters::Counters::default(),
+            audit,
+            metrics,
+            seen: seen_seen,
+            phase: phase_seen,
+        });
+        let address = mcp.local_addr()?;
+        Ok(Self {
+            shared,
+            address,
+            mcp,
+            admin: admin_listener,
+            phase,
+            seen,
+            audit_thread,
+        })
+    }
+
+    /// Serves until SIGTERM or SIGINT; SIGUSR1 drains without ending.
+    ///
+    /// # Errors
+    /// Where signals cannot be had.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let Self {
+            shared,
+            address: _,
+            mcp,
+            admin,
+            phase,
+            seen,
+            audit_thread,
+        } = self;
+        let (mut term, mut int) = (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        );
+        let mut drain = signal(SignalKind::user_defined1())?;
+        tokio::spawn(admin::serve(Arc::clone(&shared), admin));
+        tokio::spawn(probe::run(Arc::clone(&shared.upstream), seen));
+        tokio::spawn(sweep(Arc::clone(&shared.upstream)));
+        let front = tokio::spawn(front::serve(Arc::clone(&shared), mcp, phase.subscribe()));
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+            _ = drain.recv() => {
+                tracing::info!("draining");
+                phase.send_replace(Phase::Leaving);
+                tokio::time::sleep(LEAVE).await;
+                phase.send_replace(Phase::Draining);
+                tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            }
+        }
+        phase.send_replace(Phase::Draining);
+        let finished = async {
+            tokio::select! { _ = front => true, _ = int.recv() => false, () = tokio::time::sleep(DRAIN) => false }
+        };
+        if !finished.await {
+            tracing::warn!("calls in flight are cut off");
+        }
+        // Whoever still holds the audit log is cut off with the runtime.
+        drop((shared, audit_thread));
+        Ok(())
+    }
+}
+
+fn bind_error(flag: &str, address: Option<SocketAddr>, port: u16) -> String {
+    let address = address.map_or_else(|| format!("port {port}"), |address| address.to_string());
+    format!("{address} cannot be bound: choose another address with {flag}")
+}
+
+async fn sweep(upstream: Arc<Upstream>) {
+    let Upstream::Stdio(stdio) = &*upstream else {
+        return;
+    };
+    loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        stdio.sweep();
+    }
+}

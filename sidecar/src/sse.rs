@@ -1,0 +1,182 @@
+//! Server-sent events, as far as a proxy must read them (WHATWG HTML §9.2):
+//! events are cut at blank lines, `data` lines are joined by newlines.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+/// Largest event that is held for reading.
+pub const MAX_EVENT: usize = 8 * 1024 * 1024;
+
+/// Cuts a byte stream into events.
+#[derive(Debug, Default)]
+pub struct Splitter {
+    buffer: BytesMut,
+    scanned: usize,
+}
+
+/// An event is larger than [`MAX_EVENT`].
+#[derive(Debug, thiserror::Error)]
+#[error("an event of the server has more than {MAX_EVENT} bytes")]
+pub struct TooLarge;
+
+impl Splitter {
+    /// Takes what came from the server.
+    ///
+    /// # Errors
+    /// The event that is being read is too large.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), TooLarge> {
+        if self.buffer.len() + bytes.len() > MAX_EVENT {
+            return Err(TooLarge);
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// The next whole event, with its blank line.
+    pub fn next_event(&mut self) -> Option<Bytes> {
+        let end = self.end_of_event()?;
+        self.scanned = 0;
+        Some(self.buffer.split_to(end).freeze())
+    }
+
+    /// What is left when the stream ends: an event without its blank line is
+    /// none (§9.2.6), so it is dropped.
+    pub fn rest(&self) -> usize {
+        self.buffer.remaining()
+    }
+
+    /// Lines end with LF, CR or CRLF.
+    fn end_of_event(&mut self) -> Option<usize> {
+        let bytes = &self.buffer[..];
+        let mut line_start = self.scanned;
+        let mut position = self.scanned;
+        while position < bytes.len() {
+            let ending = match (bytes[position], bytes.get(position + 1)) {
+                (b'\n', _) => 1,
+                (b'\r', Some(b'\n')) => 2,
+                (b'\r', Some(_)) => 1,
+                (b'\r', None) => break, // An LF may follow.
+                _ => 0,
+            };
+            if ending == 0 {
+                position += 1;
+                continue;
+            }
+            if position == line_start {
+                return Some(position + ending);
+            }
+            position += ending;
+            line_start = position;
+        }
+        self.scanned = line_start;
+        None
+    }
+}
+
+/// Joins the data of an event; none where it has no `data` line.
+pub fn data(event: &[u8]) -> Option<Vec<u8>> {
+    let mut data: Option<Vec<u8>> = None;
+    for line in event.split(|byte| matches!(byte, b'\n' | b'\r')) {
+        let Some(value) = line.strip_prefix(b"data") else {
+            continue;
+        };
+        let value = match value.strip_prefix(b":") {
+            Some(value) => value.strip_prefix(b" ").unwrap_or(value),
+            None if value.is_empty() => value,
+            None => continue, // Another field, such as `database`.
+        };
+        match &mut data {
+            Some(data) => {
+                data.push(b'\n');
+                data.extend_from_slice(value);
+            }
+            None => data = Some(value.to_vec()),
+        }
+    }
+    data
+}
+
+/// The event with other data; its other fields stay.
+pub fn with_data(event: &[u8], data: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(data.len() + 64);
+    for line in event.split(|byte| matches!(byte, b'\n' | b'\r')) {
+        let is_data = line
+            .strip_prefix(b"data")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(b":"));
+        if !line.is_empty() && !is_data {
+            out.extend_from_slice(line);
+            out.extend_from_slice(b"\n");
+        }
+    }
+    out.extend_from_slice(b"data: ");
+    out.extend_from_slice(data);
+    out.extend_from_slice(b"\n\n");
+    out.freeze()
+}
+
+/// An event that carries one message.
+pub fn event(data: &[u8]) -> Bytes {
+    with_data(b"event: message\n", data)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn events(chunks: &[&[u8]]) -> Vec<Bytes> {
+        let mut splitter = Splitter::default();
+        let mut events = Vec::new();
+        for chunk in chunks {
+            splitter.push(chunk).unwrap();
+            while let Some(event) = splitter.next_event() {
+                events.push(event);
+            }
+        }
+        events
+    }
+
+    #[test]
+    fn lines_end_in_three_ways() {
+        for text in [
+            "id: 1\ndata: a\n\ndata: b\n\n",
+            "id: 1\r\ndata: a\r\n\r\ndata: b\r\n\r\n",
+            "id: 1\rdata: a\r\rdata: b\r\r\n",
+        ] {
+            let all = events(&[text.as_bytes()]);
+            assert_eq!(all.len(), 2, "{text:?}");
+            assert_eq!(data(&all[0]).unwrap(), b"a");
+            assert_eq!(data(&all[1]).unwrap(), b"b");
+        }
+    }
+
+    #[test]
+    fn data_lines_are_joined_and_replaced() {
+        let event = b"id: 3\ndata: {\"a\":\ndata:1}\ndatabase: x\n: comment\n\n";
+        assert_eq!(data(event).unwrap(), b"{\"a\":\n1}");
+        assert_eq!(
+            &with_data(event, b"{}")[..],
+            b"id: 3\ndatabase: x\n: comment\ndata: {}\n\n"
+        );
+        assert_eq!(data(b": keep-alive\n\n"), None);
+    }
+
+    #[test]
+    fn an_endless_event_is_refused() {
+        let mut splitter = Splitter::default();
+        assert!(splitter.push(&vec![b'a'; MAX_EVENT]).is_ok());
+        assert!(splitter.push(b"a").is_err());
+    }
+
+    proptest! {
+        /// However the bytes are cut, the events are the same.
+        #[test]
+        fn cuts_do_not_matter(text in "([a-z:]{0,4}[\r\n]{0,3}){0,20}", cut in 0usize..60) {
+            let bytes = text.as_bytes();
+            let cut = cut.min(bytes.len());
+            let whole: Vec<_> = bytes.iter().map(std::slice::from_ref).collect();
+            prop_assert_eq!(events(&[&bytes[..cut], &bytes[cut..]]), events(&whole));
+        }
+    }
+}
