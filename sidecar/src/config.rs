@@ -55,21 +55,27 @@ impl Store {
         self.changed.subscribe()
     }
 
-    /// Puts a written bundle in force.
+    /// Puts a written bundle in force; false: it is already.
     ///
     /// # Errors
     /// It cannot be read: the last good one stays in force, and
     /// [`Store::report`] says so.
-    pub fn load(&self, bytes: &[u8]) -> Result<(), String> {
+    pub fn load(&self, bytes: &[u8]) -> Result<bool, String> {
         let hash = policy::bundle::hash(bytes);
-        match Bundle::from_json(bytes)
-            .map_err(|error| error.to_string())
-            .and_then(|bundle| self.activate(bundle, &hash))
-        {
+        let is_active = self.active().is_some_and(|active| active.hash == hash);
+        let taken = match is_active {
+            true => Ok(()),
+            false => Bundle::from_json(bytes)
+                .map_err(|error| error.to_string())
+                .and_then(|bundle| self.activate(bundle, &hash)),
+        };
+        match taken {
             Ok(()) => {
                 *self.rejected.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                self.changed.send_replace(());
-                Ok(())
+                if !is_active {
+                    self.changed.send_replace(());
+                }
+                Ok(!is_active)
             }
             Err(error) => {
                 let rejected = RejectedBundle {

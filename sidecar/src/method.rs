@@ -93,6 +93,7 @@ pub fn label(method: &str) -> &'static str {
         "notifications/roots/list_changed",
         "response",
         "GET",
+        "POST",
         "DELETE",
     ];
     KNOWN

@@ -31,6 +31,9 @@ pub struct Refusal {
     pub code: i64,
     /// For the caller.
     pub message: String,
+    /// Whether the caller is told the reason: not where it would give away that
+    /// something exists.
+    pub told: bool,
     /// Further header.
     pub header: Option<(header::HeaderName, HeaderValue)>,
 }
@@ -43,6 +46,7 @@ impl Refusal {
             status,
             code: status.as_u16().into(),
             message: message.into(),
+            told: true,
             header: None,
         }
     }
@@ -90,6 +94,7 @@ impl Refusal {
         };
         Self {
             code,
+            told: false,
             ..Self::new(reason, StatusCode::OK, format!("Unknown {what}: {name}"))
         }
     }
@@ -131,10 +136,11 @@ impl Refusal {
 
     /// The answer, to the request with this id.
     pub fn into_response(self, id: Option<&RawValue>) -> Response<Body> {
-        let error = json!({
-            "jsonrpc": "2.0", "id": id,
-            "error": {"code": self.code, "message": self.message, "data": {"reason": self.reason}},
-        });
+        let mut error = json!({"code": self.code, "message": self.message});
+        if self.told {
+            error["data"] = json!({"reason": self.reason});
+        }
+        let error = json!({"jsonrpc": "2.0", "id": id, "error": error});
         let mut answer = Response::new(body::full(error.to_string()));
         *answer.status_mut() = self.status;
         answer.headers_mut().insert(

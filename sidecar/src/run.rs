@@ -143,7 +143,8 @@ pub async fn main(args: Args) -> anyhow::Result<()> {
             shared.config.load(json.as_bytes())
         });
         match loaded {
-            Ok(()) => tracing::info!("configuration in force"),
+            Ok(true) => tracing::info!("configuration in force"),
+            Ok(false) => {}
             Err(error) => tracing::error!(
                 error,
                 "the configuration cannot be used; the last good one stays in force"

@@ -55,7 +55,6 @@ pub async fn main(args: Args) -> anyhow::Result<()> {
     let server = Server::bind(listen, admin, target).await?;
     let file = bundle.join(policy::bundle::FILE);
     let shared = Arc::clone(&server.shared);
-    load(&shared, &file);
     tokio::spawn(source::watch(vec![file.clone()], move || {
         load(&shared, &file)
     }));
@@ -66,19 +65,19 @@ fn load(shared: &Shared, file: &std::path::Path) {
     let loaded = source::read(file, policy::bundle::MAX_BYTES)
         .map_err(|error| error.to_string())
         .and_then(|bytes| shared.config.load(&bytes));
-    let result = match &loaded {
-        Ok(()) => "accepted",
-        Err(_) => "rejected",
+    let count = |result| {
+        let labels = metrics::BundleLabels { result };
+        shared.metrics.bundles.get_or_create(&labels).inc();
     };
-    shared
-        .metrics
-        .bundles
-        .get_or_create(&metrics::BundleLabels { result })
-        .inc();
     match loaded {
-        Ok(()) => tracing::info!(hash = shared.config.report().hash, "bundle in force"),
+        Ok(true) => {
+            count("accepted");
+            tracing::info!(hash = shared.config.report().hash, "bundle in force");
+        }
+        Ok(false) => {}
         Err(error) => {
-            tracing::error!(file = %file.display(), error, "the bundle cannot be read; the last good one, if any, stays in force")
+            count("rejected");
+            tracing::error!(file = %file.display(), error, "the bundle cannot be read; the last good one, if any, stays in force");
         }
     }
 }

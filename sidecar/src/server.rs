@@ -90,6 +90,7 @@ impl Server {
             phase: phase_seen,
         });
         let address = mcp.local_addr()?;
+        tracing::info!(mcp = %address, admin = %admin_listener.local_addr()?, "listening");
         Ok(Self {
             shared,
             address,

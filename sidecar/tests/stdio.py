@@ -1,0 +1,28 @@
+"""A stdio MCP server that does as it is told by the name of the tool."""
+import json
+import os
+import sys
+
+print("server starts", file=sys.stderr)
+for line in sys.stdin:
+    message = json.loads(line)
+    method, id = message.get("method"), message.get("id")
+    if id is None or "result" in message:
+        continue
+    if method == "initialize":
+        result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "s", "version": "1"}}
+    elif method == "tools/list":
+        result = {"tools": [{"name": "pid", "inputSchema": {"type": "object"}}]}
+    else:
+        tool = message["params"]["name"]
+        if tool == "crash":
+            print("x" * 5000 + " the disk is full", file=sys.stderr)
+            sys.exit(3)
+        if tool == "noise":
+            print("this line is no message", flush=True)
+        if tool == "notify":
+            print(json.dumps({"jsonrpc": "2.0", "method": "notifications/message", "params": {"data": "hello"}}), flush=True)
+        if tool == "hang":
+            continue
+        result = {"content": [{"type": "text", "text": str(os.getpid())}]}
+    print(json.dumps({"jsonrpc": "2.0", "id": id, "result": result}), flush=True)
