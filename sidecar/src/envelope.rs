@@ -109,7 +109,11 @@ impl<'a> Message<'a> {
             return Err("jsonrpc must be \"2.0\"".into());
         }
         if let Some(id) = raw.id {
-            check_id(id.get())?;
+            // An error for a request whose id could not be read has none (JSON-RPC 2.0 §5).
+            let is_unread = raw.error.is_some() && id.get() == "null";
+            if !is_unread {
+                check_id(id.get())?;
+            }
         }
         if raw
             .params
@@ -278,6 +282,10 @@ mod tests {
         assert!(matches!(notification.kind, Kind::Notification { .. }));
         let response = Message::parse(br#"{"jsonrpc":"2.0","id":"x","result":null}"#).unwrap();
         assert!(matches!(response.kind, Kind::Response { result: Some(_) }));
+        let error =
+            Message::parse(br#"{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":""}}"#)
+                .unwrap();
+        assert!(matches!(error.kind, Kind::Response { result: None }));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use policy::{Caller, Decision, Operation, Reason, bundle::Effect, decide};
+use policy::{Caller, Operation, Reason, bundle::Effect, decide};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -215,31 +215,19 @@ impl Exchange {
                 .log(&asked.method, Some(&asked.action), Err(refusal), rule)
                 .await;
         }
-        let (verdict, rule) = match self.charge(&decision, operation) {
+        let charged = match operation {
+            Operation::Tool(tool) => self.shared.counters.charge(&decision.limits, caller, tool),
+            _ => Ok(()),
+        };
+        let (verdict, rule) = match charged {
             Ok(()) => (Ok(decision.reason), rule),
-            Err((refusal, rule)) => (Err(refusal), Some(rule)),
+            Err((limit, early)) => (
+                Err(Refusal::too_early(&limit.name, early.retry_after)),
+                Some((limit.policy.as_str(), limit.name.as_str())),
+            ),
         };
         self.log(&asked.method, Some(&asked.action), verdict, rule)
             .await
-    }
-
-    fn charge<'d>(
-        &self,
-        decision: &Decision<'d>,
-        operation: Operation<'_>,
-    ) -> Result<(), (Refusal, (&'d str, &'d str))> {
-        let Operation::Tool(tool) = operation else {
-            return Ok(());
-        };
-        self.shared
-            .counters
-            .charge(&decision.limits, self.caller(), tool)
-            .map_err(|(limit, early)| {
-                (
-                    Refusal::too_early(&limit.name, early.retry_after),
-                    (limit.policy.as_str(), limit.name.as_str()),
-                )
-            })
     }
 
     /// Sends what was decided on, and makes the answer fit the caller.
@@ -295,7 +283,9 @@ impl Exchange {
             .into());
         }
         match asked.action {
-            Action::List if is_json => self.fit_list(Response::from_parts(head, inner)).await,
+            Action::List if is_json && head.status.is_success() => {
+                self.fit_list(Response::from_parts(head, inner)).await
+            }
             _ => Ok(Response::from_parts(head, inner)),
         }
     }

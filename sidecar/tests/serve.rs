@@ -19,7 +19,12 @@ fn call(tool: &str) -> Value {
 
 async fn in_front_of(script: &Script, rules: Value, limits: Value) -> Sidecar {
     let upstream = format!("http://{}/mcp", script.address);
-    Sidecar::serve(&["--upstream", &upstream], |issuer| Some(bundle(issuer, rules, limits))).await.ready().await
+    Sidecar::serve(&["--upstream", &upstream], |issuer| {
+        Some(bundle(issuer, rules, limits))
+    })
+    .await
+    .ready()
+    .await
 }
 
 fn no_limits() -> Value {
@@ -31,12 +36,29 @@ async fn a_call_passes_unchanged_and_nothing_else_does() {
     let script = Script::start(echo).await;
     let sidecar = in_front_of(&script, allow(json!(["get_*"])), no_limits()).await;
     let odd = "{ \"jsonrpc\":\"2.0\", \"id\": \"\\u0041\",\n\"method\":\"tools/call\",\"params\":{\"arguments\":{\"n\":1.50,\"big\":12345678901234567890123},\"name\":\"get_order\"}}";
-    let forged = [("toolward-identity", "x"), ("x-forwarded-user", "root"), ("cookie", "a=b"), ("accept-encoding", "gzip"), ("traceparent", "00-1-1-01")];
-    let reply = sidecar.post(&sidecar.token("alice"), &forged, odd.into()).await;
+    let forged = [
+        ("toolward-identity", "x"),
+        ("x-forwarded-user", "root"),
+        ("cookie", "a=b"),
+        ("accept-encoding", "gzip"),
+        ("traceparent", "00-1-1-01"),
+    ];
+    let reply = sidecar
+        .post(&sidecar.token("alice"), &forged, odd.into())
+        .await;
     assert_eq!(reply.status, 200, "{reply:?}");
     let got = script.last();
-    assert_eq!(got.body, odd, "the bytes that were decided on are not those that were forwarded");
-    for name in ["authorization", "toolward-identity", "x-forwarded-user", "cookie", "accept-encoding"] {
+    assert_eq!(
+        got.body, odd,
+        "the bytes that were decided on are not those that were forwarded"
+    );
+    for name in [
+        "authorization",
+        "toolward-identity",
+        "x-forwarded-user",
+        "cookie",
+        "accept-encoding",
+    ] {
         assert!(!got.headers.contains_key(name), "{name} passed");
     }
     assert_eq!(got.headers["traceparent"], "00-1-1-01");
@@ -46,33 +68,73 @@ async fn a_call_passes_unchanged_and_nothing_else_does() {
     let reply = sidecar.call(&call("delete_order")).await;
     let absent = sidecar.call(&call("no_such_tool")).await;
     assert_eq!(reply.status, 200);
-    assert_eq!(reply.json()["error"], json!({"code": -32602, "message": "Unknown tool: delete_order"}));
+    assert_eq!(
+        reply.json()["error"],
+        json!({"code": -32602, "message": "Unknown tool: delete_order"})
+    );
     // What exists and may not be used cannot be told from what does not exist.
-    let same = |reply: &common::Reply, name: &str| String::from_utf8_lossy(&reply.body).replace(name, "X");
+    let same =
+        |reply: &common::Reply, name: &str| String::from_utf8_lossy(&reply.body).replace(name, "X");
     assert_eq!(same(&reply, "delete_order"), same(&absent, "no_such_tool"));
-    assert_eq!(script.got.lock().unwrap().len(), before, "a refused call reached the server");
+    assert_eq!(
+        script.got.lock().unwrap().len(),
+        before,
+        "a refused call reached the server"
+    );
 
     let records: Vec<_> = (0..3).map(|_| sidecar.audited()).collect();
     assert_eq!(records[0]["decision"], "Allow");
-    assert_eq!((&records[0]["tool"], &records[0]["user"], &records[0]["issuer"]), (&json!("get_order"), &json!("alice"), &json!("dev")));
-    assert_eq!((&records[0]["policy"], &records[0]["rule"]), (&json!("p"), &json!("staff")));
-    assert_eq!((&records[1]["decision"], &records[1]["reason"]), (&json!("Deny"), &json!("NoRuleMatched")));
+    assert_eq!(
+        (
+            &records[0]["tool"],
+            &records[0]["user"],
+            &records[0]["issuer"]
+        ),
+        (&json!("get_order"), &json!("alice"), &json!("dev"))
+    );
+    assert_eq!(
+        (&records[0]["policy"], &records[0]["rule"]),
+        (&json!("p"), &json!("staff"))
+    );
+    assert_eq!(
+        (&records[1]["decision"], &records[1]["reason"]),
+        (&json!("Deny"), &json!("NoRuleMatched"))
+    );
 }
 
 #[tokio::test]
 async fn a_list_shows_what_may_be_called() {
     let script = Script::start(echo).await;
     let sidecar = in_front_of(&script, allow(json!(["get_*"])), no_limits()).await;
-    let reply = sidecar.call(&json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})).await;
+    let reply = sidecar
+        .call(&json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}))
+        .await;
     let result = &reply.json()["result"];
     assert_eq!(result["tools"], json!([common::tools()[0]]));
     assert_eq!(result["nextCursor"], "2");
-    let stranger = sidecar.issuer.token("eve", &[], "http://orders.shop.svc/mcp", sidecar::pipeline::now()).unwrap();
-    let reply = sidecar.post(&stranger, &[], json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}).to_string()).await;
+    let stranger = sidecar
+        .issuer
+        .token(
+            "eve",
+            &[],
+            "http://orders.shop.svc/mcp",
+            sidecar::pipeline::now(),
+        )
+        .unwrap();
+    let reply = sidecar
+        .post(
+            &stranger,
+            &[],
+            json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}).to_string(),
+        )
+        .await;
     assert_eq!(reply.json()["result"]["tools"], json!([]));
     let (status, report) = sidecar.admin("/status").await;
     let report: Value = serde_json::from_str(&report).unwrap();
-    assert_eq!((status, report["tools"].as_array().unwrap().len()), (200, 2));
+    assert_eq!(
+        (status, report["tools"].as_array().unwrap().len()),
+        (200, 2)
+    );
 }
 
 #[tokio::test]
@@ -83,7 +145,14 @@ async fn connections_to_the_server_are_kept() {
         assert_eq!(sidecar.call(&call("get_order")).await.status, 200);
     }
     let first = script.got.lock().unwrap()[0].connection;
-    assert!(script.got.lock().unwrap().iter().all(|got| got.connection == first));
+    assert!(
+        script
+            .got
+            .lock()
+            .unwrap()
+            .iter()
+            .all(|got| got.connection == first)
+    );
 }
 
 #[tokio::test]
@@ -91,40 +160,97 @@ async fn refusals_before_the_decision() {
     let script = Script::start(echo).await;
     let sidecar = in_front_of(&script, allow(json!(["*"])), no_limits()).await;
     let (token, good) = (sidecar.token("alice"), call("get_order").to_string());
-    let other = sidecar.issuer.token("alice", &[], "http://invoices/mcp", sidecar::pipeline::now()).unwrap();
+    let other = sidecar
+        .issuer
+        .token(
+            "alice",
+            &[],
+            "http://invoices/mcp",
+            sidecar::pipeline::now(),
+        )
+        .unwrap();
     let batch = format!("[{good}]");
     let twice = good.replace("\"get_order\"", "\"get_order\",\"name\":\"delete_order\"");
     let large = "x".repeat(4 * 1024 * 1024 + 1);
     for (token, headers, body, status, reason) in [
-        (&token, vec![("host", "evil.example")], &good, 403, "HostNotAllowed"),
-        (&token, vec![("origin", "https://evil.example")], &good, 403, "OriginNotAllowed"),
-        (&token, vec![("origin", "null")], &good, 403, "OriginNotAllowed"),
+        (
+            &token,
+            vec![("host", "evil.example")],
+            &good,
+            403,
+            "HostNotAllowed",
+        ),
+        (
+            &token,
+            vec![("origin", "https://evil.example")],
+            &good,
+            403,
+            "OriginNotAllowed",
+        ),
+        (
+            &token,
+            vec![("origin", "null")],
+            &good,
+            403,
+            "OriginNotAllowed",
+        ),
         (&"x".to_owned(), vec![], &good, 401, "TokenInvalid"),
         (&other, vec![], &good, 401, "WrongAudience"),
-        (&token, vec![("content-type", "text/plain")], &good, 415, "Malformed"),
-        (&token, vec![("content-encoding", "gzip")], &good, 415, "Malformed"),
+        (
+            &token,
+            vec![("content-type", "text/plain")],
+            &good,
+            415,
+            "Malformed",
+        ),
+        (
+            &token,
+            vec![("content-encoding", "gzip")],
+            &good,
+            415,
+            "Malformed",
+        ),
         (&token, vec![], &batch, 400, "Malformed"),
         (&token, vec![], &twice, 400, "Malformed"),
         (&token, vec![], &large, 413, "TooLarge"),
     ] {
         let reply = sidecar.post(token, &headers, body.clone()).await;
-        assert_eq!((reply.status, &reply.json()["error"]["data"]["reason"]), (status, &json!(reason)), "{headers:?}");
+        assert_eq!(
+            (reply.status, &reply.json()["error"]["data"]["reason"]),
+            (status, &json!(reason)),
+            "{headers:?}"
+        );
         assert_eq!(sidecar.audited()["reason"], reason);
-        assert_eq!(reply.headers.contains_key("www-authenticate"), status == 401);
+        assert_eq!(
+            reply.headers.contains_key("www-authenticate"),
+            status == 401
+        );
     }
-    let without = Request::post(format!("http://{}/mcp", sidecar.mcp)).body(Full::default()).unwrap();
+    let without = Request::post(format!("http://{}/mcp", sidecar.mcp))
+        .body(Full::default())
+        .unwrap();
     let reply = send(without).await;
-    assert_eq!((reply.status, &reply.headers["www-authenticate"]), (401, &http::HeaderValue::from_static("Bearer")));
-    let elsewhere = Request::post(format!("http://{}/mcp/x", sidecar.mcp)).body(Full::default()).unwrap();
+    assert_eq!(
+        (reply.status, &reply.headers["www-authenticate"]),
+        (401, &http::HeaderValue::from_static("Bearer"))
+    );
+    let elsewhere = Request::post(format!("http://{}/mcp/x", sidecar.mcp))
+        .body(Full::default())
+        .unwrap();
     assert_eq!(send(elsewhere).await.status, 404);
     let unknown = sidecar.call(&json!({"jsonrpc": "2.0", "id": 1, "method": "tools/Call", "params": {"name": "get_order"}})).await;
     assert_eq!(unknown.json()["error"]["code"], -32601);
-    assert_eq!(script.got.lock().unwrap().len(), 0, "a refused request reached the server");
+    assert_eq!(
+        script.got.lock().unwrap().len(),
+        0,
+        "a refused request reached the server"
+    );
 }
 
 #[tokio::test]
 async fn a_burst_gets_429_and_counts_survive_a_new_bundle() {
-    let limits = json!([{"name": "each", "tools": ["*"], "requests": 2, "per": "24h", "by": ["User"]}]);
+    let limits =
+        json!([{"name": "each", "tools": ["*"], "requests": 2, "per": "24h", "by": ["User"]}]);
     let script = Script::start(echo).await;
     let sidecar = in_front_of(&script, allow(json!(["get_*"])), limits.clone()).await;
     for _ in 0..2 {
@@ -132,24 +258,43 @@ async fn a_burst_gets_429_and_counts_survive_a_new_bundle() {
     }
     let assert_limited = |reply: common::Reply| {
         assert_eq!((reply.status, &reply.json()["id"]), (429, &json!(7)));
-        let wait: u64 = reply.headers["retry-after"].to_str().unwrap().parse().unwrap();
+        let wait: u64 = reply.headers["retry-after"]
+            .to_str()
+            .unwrap()
+            .parse()
+            .unwrap();
         assert!((1..=12 * 3600).contains(&wait), "{wait}");
     };
     assert_limited(sidecar.call(&call("get_order")).await);
     let bob = sidecar.token("bob");
-    assert_eq!(sidecar.post(&bob, &[], call("get_order").to_string()).await.status, 200, "bob has a count of his own");
-    sidecar.rewrite(&bundle(&sidecar.issuer, allow(json!(["*"])), limits)).await;
+    assert_eq!(
+        sidecar
+            .post(&bob, &[], call("get_order").to_string())
+            .await
+            .status,
+        200,
+        "bob has a count of his own"
+    );
+    sidecar
+        .rewrite(&bundle(&sidecar.issuer, allow(json!(["*"])), limits))
+        .await;
     assert_limited(sidecar.call(&call("get_order")).await);
 }
 
 /// Events that the test sends one by one.
-fn events(got: &common::Got, feed: tokio::sync::broadcast::Receiver<Bytes>) -> Response<common::ScriptBody> {
+fn events(
+    got: &common::Got,
+    feed: tokio::sync::broadcast::Receiver<Bytes>,
+) -> Response<common::ScriptBody> {
     assert!(got.headers.contains_key("accept"));
     let frames = futures::stream::unfold(feed, |mut feed| async move {
         let event = feed.recv().await.ok()?;
         Some((Ok(Frame::data(event)), feed))
     });
-    Response::builder().header("content-type", "text/event-stream").body(BodyExt::boxed_unsync(StreamBody::new(frames))).unwrap()
+    Response::builder()
+        .header("content-type", "text/event-stream")
+        .body(BodyExt::boxed_unsync(StreamBody::new(frames)))
+        .unwrap()
 }
 
 #[tokio::test]
@@ -159,22 +304,49 @@ async fn events_stream_through_and_a_policy_change_resets_the_stream() {
     let script = Script::start(move |got| events(got, source.subscribe())).await;
     let sidecar = in_front_of(&script, allow(json!(["get_*"])), no_limits()).await;
     let request = Request::post(format!("http://{}/mcp", sidecar.mcp))
-        .header("content-type", "application/json").header("accept", "text/event-stream").header("user-agent", "test")
-        .header("authorization", format!("Bearer {}", sidecar.token("alice")))
-        .body(Full::new(Bytes::from(call("get_order").to_string()))).unwrap();
+        .header("content-type", "application/json")
+        .header("accept", "text/event-stream")
+        .header("user-agent", "test")
+        .header(
+            "authorization",
+            format!("Bearer {}", sidecar.token("alice")),
+        )
+        .body(Full::new(Bytes::from(call("get_order").to_string())))
+        .unwrap();
     let mut stream = open(request).await.into_body().into_data_stream();
     for text in ["data: {\"one\"", ":1}\n\n", "data: 2\n\n"] {
         feed.send(Bytes::from_static(text.as_bytes())).unwrap();
-        let arrived = tokio::time::timeout(Duration::from_secs(20), stream.next()).await.unwrap().unwrap().unwrap();
+        let arrived = tokio::time::timeout(Duration::from_secs(20), stream.next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         assert_eq!(arrived, text, "an answer was held back");
     }
     // A change that still allows leaves the stream alone; one that denies resets it.
-    sidecar.rewrite(&bundle(&sidecar.issuer, allow(json!(["get_order"])), no_limits())).await;
+    sidecar
+        .rewrite(&bundle(
+            &sidecar.issuer,
+            allow(json!(["get_order"])),
+            no_limits(),
+        ))
+        .await;
     feed.send(Bytes::from_static(b"data: 3\n\n")).unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap(), "data: 3\n\n");
-    sidecar.rewrite(&bundle(&sidecar.issuer, allow(json!(["delete_order"])), no_limits())).await;
-    let end = tokio::time::timeout(Duration::from_secs(20), stream.next()).await.unwrap();
-    assert!(end.is_some_and(|end| end.is_err()), "the stream ended as if it were whole");
+    sidecar
+        .rewrite(&bundle(
+            &sidecar.issuer,
+            allow(json!(["delete_order"])),
+            no_limits(),
+        ))
+        .await;
+    let end = tokio::time::timeout(Duration::from_secs(20), stream.next())
+        .await
+        .unwrap();
+    assert!(
+        end.is_some_and(|end| end.is_err()),
+        "the stream ended as if it were whole"
+    );
 }
 
 #[tokio::test]
@@ -182,16 +354,33 @@ async fn lists_in_events_are_filtered_too() {
     let list = json!({"jsonrpc": "2.0", "id": 1, "result": {"tools": common::tools()}}).to_string();
     let script = Script::start(move |got| {
         let (feed, events_of) = tokio::sync::broadcast::channel(4);
-        feed.send(Bytes::from(format!("event: message\nid: 9\ndata: {list}\n\n"))).unwrap();
+        feed.send(Bytes::from(format!(
+            "event: message\nid: 9\ndata: {list}\n\n"
+        )))
+        .unwrap();
         events(got, events_of)
-    }).await;
+    })
+    .await;
     let sidecar = in_front_of(&script, allow(json!(["get_*"])), no_limits()).await;
-    let get = Request::get(format!("http://{}/mcp", sidecar.mcp)).header("accept", "text/event-stream").header("user-agent", "test")
-        .header("last-event-id", "8").header("authorization", format!("Bearer {}", sidecar.token("alice"))).body(Full::default()).unwrap();
+    let get = Request::get(format!("http://{}/mcp", sidecar.mcp))
+        .header("accept", "text/event-stream")
+        .header("user-agent", "test")
+        .header("last-event-id", "8")
+        .header(
+            "authorization",
+            format!("Bearer {}", sidecar.token("alice")),
+        )
+        .body(Full::default())
+        .unwrap();
     let replayed = String::from_utf8(send(get).await.body.to_vec()).unwrap();
-    let listed = sidecar.call(&json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})).await;
+    let listed = sidecar
+        .call(&json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}))
+        .await;
     for text in [replayed, String::from_utf8(listed.body.to_vec()).unwrap()] {
-        assert!(text.contains("get_order") && text.contains("id: 9") && !text.contains("delete_order"), "{text}");
+        assert!(
+            text.contains("get_order") && text.contains("id: 9") && !text.contains("delete_order"),
+            "{text}"
+        );
     }
 }
 
@@ -200,47 +389,96 @@ async fn a_broken_server_gives_an_error_with_a_reason() {
     let script = Script::start(|got| {
         let message: Value = serde_json::from_slice(&got.body).unwrap();
         match message["params"]["name"].as_str() {
-            Some("html") => Response::builder().header("content-type", "text/html").body(text("<p>")).unwrap(),
-            Some("login") => Response::builder().status(401).header("www-authenticate", "Basic").body(text("")).unwrap(),
+            Some("html") => Response::builder()
+                .header("content-type", "text/html")
+                .body(text("<p>"))
+                .unwrap(),
+            Some("login") => Response::builder()
+                .status(401)
+                .header("www-authenticate", "Basic")
+                .body(text(""))
+                .unwrap(),
             _ => json_answer(&json!({"jsonrpc": "2.0", "id": 1, "result": {"Tools": []}})),
         }
-    }).await;
+    })
+    .await;
     let sidecar = in_front_of(&script, allow(json!(["*"])), no_limits()).await;
     let list = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"});
     for message in [call("html"), call("login"), list] {
         let reply = sidecar.call(&message).await;
-        assert_eq!((reply.status, &reply.json()["error"]["data"]["reason"]), (502, &json!("UpstreamUnavailable")));
+        assert_eq!(
+            (reply.status, &reply.json()["error"]["data"]["reason"]),
+            (502, &json!("UpstreamUnavailable"))
+        );
         assert_eq!(reply.json()["id"], message["id"]);
         assert!(!reply.headers.contains_key("www-authenticate"));
     }
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gone = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let upstream = format!("http://{gone}/mcp");
-    let sidecar = Sidecar::serve(&["--upstream", &upstream], |issuer| Some(bundle(issuer, allow(json!(["*"])), no_limits()))).await;
-    until("the bundle is read", async || sidecar.admin("/status").await.0 == 200).await;
+    let sidecar = Sidecar::serve(&["--upstream", &upstream], |issuer| {
+        Some(bundle(issuer, allow(json!(["*"])), no_limits()))
+    })
+    .await;
+    until("the bundle is read", async || {
+        sidecar.admin("/status").await.0 == 200
+    })
+    .await;
     let reply = sidecar.call(&call("get_order")).await;
     assert_eq!(reply.status, 502);
-    assert!(reply.json()["error"]["message"].as_str().unwrap().contains("refused"), "{reply:?}");
+    assert!(
+        reply.json()["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("refused"),
+        "{reply:?}"
+    );
     let (status, why) = sidecar.admin("/readyz").await;
-    assert!(status == 503 && why.contains("has not answered yet"), "{why}");
+    assert!(
+        status == 503 && why.contains("has not answered yet"),
+        "{why}"
+    );
 }
 
 #[tokio::test]
 async fn sessions_belong_to_whoever_opened_them() {
     let script = Script::start(|got| {
         let mut answer = echo(got);
-        answer.headers_mut().insert("mcp-session-id", http::HeaderValue::from_static("s-1"));
         answer
-    }).await;
+            .headers_mut()
+            .insert("mcp-session-id", http::HeaderValue::from_static("s-1"));
+        answer
+    })
+    .await;
     let sidecar = in_front_of(&script, allow(json!(["*"])), no_limits()).await;
     let session = [("mcp-session-id", "s-1")];
     let (alice, bob) = (sidecar.token("alice"), sidecar.token("bob"));
-    let unknown = sidecar.post(&alice, &session, call("get_order").to_string()).await;
+    let unknown = sidecar
+        .post(&alice, &session, call("get_order").to_string())
+        .await;
     assert_eq!(unknown.status, 404, "a session that nobody opened");
-    let initialize = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {}}).to_string();
-    assert_eq!(sidecar.post(&alice, &[], initialize).await.headers["mcp-session-id"], "s-1");
-    assert_eq!(sidecar.post(&alice, &session, call("get_order").to_string()).await.status, 200);
-    let stolen = sidecar.post(&bob, &session, call("get_order").to_string()).await;
-    assert_eq!((stolen.status, &stolen.json()["error"]["data"]["reason"]), (404, &json!("SessionUnknown")));
+    let initialize =
+        json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {}}).to_string();
+    assert_eq!(
+        sidecar.post(&alice, &[], initialize).await.headers["mcp-session-id"],
+        "s-1"
+    );
+    assert_eq!(
+        sidecar
+            .post(&alice, &session, call("get_order").to_string())
+            .await
+            .status,
+        200
+    );
+    let stolen = sidecar
+        .post(&bob, &session, call("get_order").to_string())
+        .await;
+    assert_eq!(
+        (stolen.status, &stolen.json()["error"]["data"]["reason"]),
+        (404, &json!("SessionUnknown"))
+    );
 }
 
 #[tokio::test]
@@ -252,21 +490,53 @@ async fn without_a_bundle_everything_is_denied_and_a_bad_one_changes_nothing() {
     assert_eq!(sidecar.admin("/healthz").await.0, 200);
     assert_eq!(sidecar.admin("/readyz").await.0, 503);
     common::write(&sidecar.folder, "{\"version\":1,");
-    until("the bad bundle was seen", async || sidecar.admin("/metrics").await.1.contains("result=\"rejected\"")).await;
+    until("the bad bundle was seen", async || {
+        sidecar
+            .admin("/metrics")
+            .await
+            .1
+            .contains("result=\"rejected\"")
+    })
+    .await;
     assert_eq!(sidecar.call(&call("get_order")).await.status, 503);
 
     let good = bundle(&sidecar.issuer, allow(json!(["*"])), no_limits());
     sidecar.rewrite(&good).await;
     until("ready", async || sidecar.admin("/readyz").await.0 == 200).await;
     assert_eq!(sidecar.call(&call("get_order")).await.status, 200);
-    let newer = good.to_json().unwrap().replace("\"version\":1", "\"version\":9");
+    let newer = good
+        .to_json()
+        .unwrap()
+        .replace("\"version\":1", "\"version\":9");
     common::write(&sidecar.folder, &newer);
-    until("the newer bundle was refused", async || sidecar.admin("/status").await.1.contains("version 9")).await;
-    assert_eq!(sidecar.call(&call("get_order")).await.status, 200, "the last good one stays in force");
+    until("the newer bundle was refused", async || {
+        sidecar.admin("/status").await.1.contains("version 9")
+    })
+    .await;
+    assert_eq!(
+        sidecar.call(&call("get_order")).await.status,
+        200,
+        "the last good one stays in force"
+    );
 
-    let forged = sidecar.issuer.token("someone", &[], "toolward-admin/shop/orders", sidecar::pipeline::now()).unwrap();
-    assert_eq!(sidecar.admin_as("/status", &forged).await.0, 401, "whoever can choose an audience is not the operator");
-    assert_eq!(sidecar.admin_as("/status", &sidecar.token("alice")).await.0, 401);
+    let forged = sidecar
+        .issuer
+        .token(
+            "someone",
+            &[],
+            "toolward-admin/shop/orders",
+            sidecar::pipeline::now(),
+        )
+        .unwrap();
+    assert_eq!(
+        sidecar.admin_as("/status", &forged).await.0,
+        401,
+        "whoever can choose an audience is not the operator"
+    );
+    assert_eq!(
+        sidecar.admin_as("/status", &sidecar.token("alice")).await.0,
+        401
+    );
 }
 
 #[tokio::test]
@@ -276,21 +546,59 @@ async fn drain_finishes_what_is_in_flight_and_takes_nothing_new() {
     let script = Script::start(move |got| events(got, source.subscribe())).await;
     let mut sidecar = in_front_of(&script, allow(json!(["*"])), no_limits()).await;
     let request = Request::post(format!("http://{}/mcp", sidecar.mcp))
-        .header("content-type", "application/json").header("accept", "text/event-stream").header("user-agent", "test")
-        .header("authorization", format!("Bearer {}", sidecar.token("alice")))
-        .body(Full::new(Bytes::from(call("get_order").to_string()))).unwrap();
+        .header("content-type", "application/json")
+        .header("accept", "text/event-stream")
+        .header("user-agent", "test")
+        .header(
+            "authorization",
+            format!("Bearer {}", sidecar.token("alice")),
+        )
+        .body(Full::new(Bytes::from(call("get_order").to_string())))
+        .unwrap();
     let mut stream = open(request).await.into_body().into_data_stream();
     let pid = sidecar.child.id().to_string();
-    let mut drain = Command::new(binary()).args(["drain", "--pid", &pid, "--admin-port", &sidecar.admin.port().to_string()]).spawn().unwrap();
-    until("not ready", async || sidecar.admin("/readyz").await.0 == 503).await;
-    until("no new connections", async || tokio::net::TcpStream::connect(sidecar.mcp).await.is_err()).await;
-    assert!(drain.try_wait().unwrap().is_none(), "drained with a call in flight");
+    let mut drain = Command::new(binary())
+        .args([
+            "drain",
+            "--pid",
+            &pid,
+            "--admin-port",
+            &sidecar.admin.port().to_string(),
+        ])
+        .spawn()
+        .unwrap();
+    until("not ready", async || {
+        sidecar.admin("/readyz").await.0 == 503
+    })
+    .await;
+    until("no new connections", async || {
+        tokio::net::TcpStream::connect(sidecar.mcp).await.is_err()
+    })
+    .await;
+    assert!(
+        drain.try_wait().unwrap().is_none(),
+        "drained with a call in flight"
+    );
     feed.send(Bytes::from_static(b"data: last\n\n")).unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap(), "data: last\n\n");
     drop((stream, feed));
-    let drained = tokio::task::spawn_blocking(move || drain.wait().unwrap()).await.unwrap();
+    let drained = tokio::task::spawn_blocking(move || drain.wait().unwrap())
+        .await
+        .unwrap();
     assert!(drained.success());
-    assert!(sidecar.child.try_wait().unwrap().is_none(), "the sidecar ends with SIGTERM only");
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    until("the sidecar has ended", async || sidecar.child.try_wait().unwrap().is_some()).await;
+    assert!(
+        sidecar.child.try_wait().unwrap().is_none(),
+        "the sidecar ends with SIGTERM only"
+    );
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    until("the sidecar has ended", async || {
+        sidecar.child.try_wait().unwrap().is_some()
+    })
+    .await;
 }

@@ -24,9 +24,19 @@ struct Shim {
 
 impl Shim {
     async fn start(peer_uid: u32, command: &[&str]) -> Self {
-        let socket = std::env::temp_dir().join(format!("toolward-{}-{}.sock", std::process::id(), folder().file_name().unwrap().to_string_lossy()));
-        let child = Command::new(binary()).args(["shim", "--socket"]).arg(&socket).args(["--peer-uid", &peer_uid.to_string(), "--"]).args(command)
-            .stderr(Stdio::null()).spawn().unwrap();
+        let socket = std::env::temp_dir().join(format!(
+            "toolward-{}-{}.sock",
+            std::process::id(),
+            folder().file_name().unwrap().to_string_lossy()
+        ));
+        let child = Command::new(binary())
+            .args(["shim", "--socket"])
+            .arg(&socket)
+            .args(["--peer-uid", &peer_uid.to_string(), "--"])
+            .args(command)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         until("the shim listens", async || socket.exists()).await;
         Self { child, socket }
     }
@@ -41,12 +51,19 @@ impl Drop for Shim {
 }
 
 fn script() -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stdio.py").to_str().unwrap().to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/stdio.py")
+        .to_str()
+        .unwrap()
+        .to_owned()
 }
 
 async fn in_front_of(shim: &Shim) -> Sidecar {
     let limits = json!([{"name": "wide", "tools": ["*"], "requests": 1_000_000, "per": "1s"}]);
-    Sidecar::serve(&["--socket", shim.socket.to_str().unwrap()], |issuer| Some(bundle(issuer, allow(json!(["*"])), limits))).await
+    Sidecar::serve(&["--socket", shim.socket.to_str().unwrap()], |issuer| {
+        Some(bundle(issuer, allow(json!(["*"])), limits))
+    })
+    .await
 }
 
 async fn scripted() -> (Shim, Sidecar) {
@@ -58,7 +75,13 @@ async fn scripted() -> (Shim, Sidecar) {
 async fn initialize(sidecar: &Sidecar, user: &str) -> Reply {
     let message = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": "2025-11-25", "capabilities": {}}});
     // With line breaks, as a client may write it: for the server it must be one line.
-    sidecar.post(&sidecar.token(user), &[], serde_json::to_string_pretty(&message).unwrap()).await
+    sidecar
+        .post(
+            &sidecar.token(user),
+            &[],
+            serde_json::to_string_pretty(&message).unwrap(),
+        )
+        .await
 }
 
 async fn session(sidecar: &Sidecar, user: &str) -> String {
@@ -68,12 +91,23 @@ async fn session(sidecar: &Sidecar, user: &str) -> String {
 }
 
 async fn call(sidecar: &Sidecar, user: &str, session: &str, id: Value, tool: &str) -> Reply {
-    let message = json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": tool}});
-    sidecar.post(&sidecar.token(user), &[("mcp-session-id", session)], message.to_string()).await
+    let message =
+        json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": tool}});
+    sidecar
+        .post(
+            &sidecar.token(user),
+            &[("mcp-session-id", session)],
+            message.to_string(),
+        )
+        .await
 }
 
 fn pid(reply: &Reply) -> u32 {
-    reply.json()["result"]["content"][0]["text"].as_str().unwrap().parse().unwrap()
+    reply.json()["result"]["content"][0]["text"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 fn runs(pid: u32) -> bool {
@@ -83,22 +117,54 @@ fn runs(pid: u32) -> bool {
 #[tokio::test]
 async fn each_session_has_a_process_that_nobody_else_reaches() {
     let (_shim, sidecar) = scripted().await;
-    let (first, second) = (session(&sidecar, "alice").await, session(&sidecar, "alice").await);
+    let (first, second) = (
+        session(&sidecar, "alice").await,
+        session(&sidecar, "alice").await,
+    );
     assert!(first.len() == 32 && first != second);
     let one = pid(&call(&sidecar, "alice", &first, json!(1), "pid").await);
-    assert_eq!(one, pid(&call(&sidecar, "alice", &first, json!("1"), "noise").await));
-    assert_ne!(one, pid(&call(&sidecar, "alice", &second, json!(1), "pid").await));
-    for (user, session) in [("bob", first.as_str()), ("alice", "00000000000000000000000000000000")] {
+    assert_eq!(
+        one,
+        pid(&call(&sidecar, "alice", &first, json!("1"), "noise").await)
+    );
+    assert_ne!(
+        one,
+        pid(&call(&sidecar, "alice", &second, json!(1), "pid").await)
+    );
+    for (user, session) in [
+        ("bob", first.as_str()),
+        ("alice", "00000000000000000000000000000000"),
+    ] {
         let reply = call(&sidecar, user, session, json!(1), "pid").await;
-        assert_eq!((reply.status, &reply.json()["error"]["data"]["reason"]), (404, &json!("SessionUnknown")));
+        assert_eq!(
+            (reply.status, &reply.json()["error"]["data"]["reason"]),
+            (404, &json!("SessionUnknown"))
+        );
     }
-    let none = sidecar.call(&json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "pid"}})).await;
+    let none = sidecar
+        .call(
+            &json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "pid"}}),
+        )
+        .await;
     assert_eq!(none.status, 400);
 
-    let delete = Request::delete(format!("http://{}/mcp", sidecar.mcp)).header("mcp-session-id", &first).header("authorization", format!("Bearer {}", sidecar.token("alice")));
-    assert_eq!(send(delete.body(Full::default()).unwrap()).await.status, 200);
+    let delete = Request::delete(format!("http://{}/mcp", sidecar.mcp))
+        .header("mcp-session-id", &first)
+        .header(
+            "authorization",
+            format!("Bearer {}", sidecar.token("alice")),
+        );
+    assert_eq!(
+        send(delete.body(Full::default()).unwrap()).await.status,
+        200
+    );
     until("the process has ended", async || !runs(one)).await;
-    assert_eq!(call(&sidecar, "alice", &first, json!(1), "pid").await.status, 404);
+    assert_eq!(
+        call(&sidecar, "alice", &first, json!(1), "pid")
+            .await
+            .status,
+        404
+    );
 }
 
 #[tokio::test]
@@ -108,30 +174,59 @@ async fn a_crash_is_told_to_the_calls_in_flight() {
     let hanging = call(&sidecar, "alice", &session, json!(1), "hang");
     let crashing = async {
         // Once an id is in flight it cannot be used again: then the first call is there.
-        until("the first call is in flight", async || call(&sidecar, "alice", &session, json!(1), "pid").await.status == 400).await;
+        until("the first call is in flight", async || {
+            call(&sidecar, "alice", &session, json!(1), "pid")
+                .await
+                .status
+                == 400
+        })
+        .await;
         call(&sidecar, "alice", &session, json!(2), "crash").await
     };
     let (hung, crashed) = tokio::join!(hanging, crashing);
     for reply in [hung, crashed] {
         let reply_json = reply.json();
         let message = reply_json["error"]["message"].as_str().unwrap();
-        assert!(reply.status == 502 && message.contains("exit status: 3") && message.contains("the disk is full"), "{message}");
+        assert!(
+            reply.status == 502
+                && message.contains("exit status: 3")
+                && message.contains("the disk is full"),
+            "{message}"
+        );
         assert!(message.len() < 2000, "the end of standard error is bounded");
     }
-    assert_eq!(call(&sidecar, "alice", &session, json!(3), "pid").await.status, 404, "the client is to start anew");
-    assert_eq!(sidecar.admin("/readyz").await.0, 200, "one session's crash is not the server's");
+    assert_eq!(
+        call(&sidecar, "alice", &session, json!(3), "pid")
+            .await
+            .status,
+        404,
+        "the client is to start anew"
+    );
+    assert_eq!(
+        sidecar.admin("/readyz").await.0,
+        200,
+        "one session's crash is not the server's"
+    );
 }
 
 #[tokio::test]
 async fn a_server_that_cannot_start_says_so() {
-    for command in [vec!["sh", "-c", "echo no licence found >&2; exit 4"], vec!["/no/such/server"]] {
+    for command in [
+        vec!["sh", "-c", "echo no licence found >&2; exit 4"],
+        vec!["/no/such/server"],
+    ] {
         let shim = Shim::start(rustix::process::getuid().as_raw(), &command).await;
         let sidecar = in_front_of(&shim).await;
-        let says = if command.len() > 1 { "no licence found" } else { "cannot be started" };
+        let says = if command.len() > 1 {
+            "no licence found"
+        } else {
+            "cannot be started"
+        };
         until("the failure is reported", async || {
             let (_, report) = sidecar.admin("/status").await;
             report.contains("\"Failed\"") && report.contains(says)
-        }).await;
+        })
+        .await;
         let (status, why) = sidecar.admin("/readyz").await;
         assert!(status == 503 && why.contains(says), "{why}");
         assert_eq!(initialize(&sidecar, "alice").await.status, 502);
@@ -142,14 +237,31 @@ async fn a_server_that_cannot_start_says_so() {
 async fn what_the_server_says_by_itself_comes_on_the_stream() {
     let (_shim, sidecar) = scripted().await;
     let session = session(&sidecar, "alice").await;
-    let get = || Request::get(format!("http://{}/mcp", sidecar.mcp)).header("accept", "text/event-stream").header("mcp-session-id", &session)
-        .header("authorization", format!("Bearer {}", sidecar.token("alice"))).body(Full::<Bytes>::default()).unwrap();
+    let get = || {
+        Request::get(format!("http://{}/mcp", sidecar.mcp))
+            .header("accept", "text/event-stream")
+            .header("mcp-session-id", &session)
+            .header(
+                "authorization",
+                format!("Bearer {}", sidecar.token("alice")),
+            )
+            .body(Full::<Bytes>::default())
+            .unwrap()
+    };
     let mut stream = open(get()).await.into_body().into_data_stream();
     assert_eq!(stream.next().await.unwrap().unwrap(), ": open\n\n");
     assert_eq!(send(get()).await.status, 400, "one stream at a time");
-    assert_eq!(call(&sidecar, "alice", &session, json!(1), "notify").await.status, 200);
+    assert_eq!(
+        call(&sidecar, "alice", &session, json!(1), "notify")
+            .await
+            .status,
+        200
+    );
     let event = String::from_utf8(stream.next().await.unwrap().unwrap().to_vec()).unwrap();
-    assert!(event.contains("notifications/message") && event.contains("hello"), "{event}");
+    assert!(
+        event.contains("notifications/message") && event.contains("hello"),
+        "{event}"
+    );
 }
 
 #[tokio::test]
@@ -159,23 +271,52 @@ async fn processes_are_bounded() {
         session(&sidecar, "alice").await;
     }
     let reply = initialize(&sidecar, "alice").await;
-    assert_eq!((reply.status, &reply.json()["error"]["data"]["reason"]), (503, &json!("Overloaded")));
-    assert!(sidecar.admin("/metrics").await.1.contains("toolward_stdio_processes 50"));
+    assert_eq!(
+        (reply.status, &reply.json()["error"]["data"]["reason"]),
+        (503, &json!("Overloaded"))
+    );
+    assert!(
+        sidecar
+            .admin("/metrics")
+            .await
+            .1
+            .contains("toolward_stdio_processes 50")
+    );
 }
 
 #[tokio::test]
 async fn the_shim_serves_its_sidecar_only_and_leaves_no_process() {
-    let stranger = Shim::start(rustix::process::getuid().as_raw() + 1, &["python3", &script()]).await;
+    let stranger = Shim::start(
+        rustix::process::getuid().as_raw() + 1,
+        &["python3", &script()],
+    )
+    .await;
     let mut answer = Vec::new();
     // Refused: closed without a byte.
-    let _ = UnixStream::connect(&stranger.socket).unwrap().read_to_end(&mut answer);
+    let _ = UnixStream::connect(&stranger.socket)
+        .unwrap()
+        .read_to_end(&mut answer);
     assert_eq!(answer, b"");
 
     let (mut shim, sidecar) = scripted().await;
     let session = session(&sidecar, "alice").await;
     let process = pid(&call(&sidecar, "alice", &session, json!(1), "pid").await);
-    assert!(Command::new("kill").args(["-TERM", &shim.child.id().to_string()]).status().unwrap().success());
-    until("the shim has ended", async || shim.child.try_wait().unwrap().is_some()).await;
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &shim.child.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+    until("the shim has ended", async || {
+        shim.child.try_wait().unwrap().is_some()
+    })
+    .await;
     until("its process has ended", async || !runs(process)).await;
-    assert_eq!(call(&sidecar, "alice", &session, json!(2), "pid").await.status, 404);
+    assert_eq!(
+        call(&sidecar, "alice", &session, json!(2), "pid")
+            .await
+            .status,
+        404
+    );
 }

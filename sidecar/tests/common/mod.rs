@@ -16,7 +16,10 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::{client::legacy::Client, rt::{TokioExecutor, TokioIo}};
+use hyper_util::{
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioIo},
+};
 use policy::{Bundle, Context, PolicySource, compile};
 use serde_json::{Value, json};
 use sidecar::dev::DevIssuer;
@@ -43,7 +46,9 @@ pub type Answer = Arc<dyn Fn(&Got) -> Response<ScriptBody> + Send + Sync>;
 
 impl Script {
     /// Answers handshake and lists of the probe itself, all else by `answer`.
-    pub async fn start(answer: impl Fn(&Got) -> Response<ScriptBody> + Send + Sync + 'static) -> Self {
+    pub async fn start(
+        answer: impl Fn(&Got) -> Response<ScriptBody> + Send + Sync + 'static,
+    ) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let got = Arc::new(Mutex::new(Vec::new()));
@@ -58,7 +63,12 @@ impl Script {
                         async move {
                             let (parts, body) = request.into_parts();
                             let body = body.collect().await.unwrap().to_bytes();
-                            let got = Got { method: parts.method.to_string(), headers: parts.headers, body, connection };
+                            let got = Got {
+                                method: parts.method.to_string(),
+                                headers: parts.headers,
+                                body,
+                                connection,
+                            };
                             if let Some(answer) = of_probe(&got) {
                                 return Ok::<_, Infallible>(answer);
                             }
@@ -66,7 +76,9 @@ impl Script {
                             Ok(answer(&got))
                         }
                     });
-                    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                    let _ = http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
                 });
             }
         });
@@ -83,12 +95,16 @@ fn of_probe(got: &Got) -> Option<Response<ScriptBody>> {
     let message: Value = serde_json::from_slice(&got.body).unwrap_or_default();
     let result = match (message["method"].as_str(), got.method.as_str()) {
         _ if !is_probe => return None,
-        (Some("initialize"), _) => json!({"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "s", "version": "1"}}),
+        (Some("initialize"), _) => {
+            json!({"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "s", "version": "1"}})
+        }
         (Some("tools/list"), _) => json!({"tools": tools()}),
         (_, "GET") => return Some(Response::builder().status(405).body(text("")).unwrap()),
         _ => return Some(Response::builder().status(202).body(text("")).unwrap()),
     };
-    Some(json_answer(&json!({"jsonrpc": "2.0", "id": message["id"], "result": result})))
+    Some(json_answer(
+        &json!({"jsonrpc": "2.0", "id": message["id"], "result": result}),
+    ))
 }
 
 pub fn tools() -> Value {
@@ -96,11 +112,16 @@ pub fn tools() -> Value {
 }
 
 pub fn text(text: &str) -> ScriptBody {
-    Full::new(Bytes::from(text.to_owned())).map_err(|never| match never {}).boxed_unsync()
+    Full::new(Bytes::from(text.to_owned()))
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 pub fn json_answer(value: &Value) -> Response<ScriptBody> {
-    Response::builder().header("content-type", "application/json").body(text(&value.to_string())).unwrap()
+    Response::builder()
+        .header("content-type", "application/json")
+        .body(text(&value.to_string()))
+        .unwrap()
 }
 
 /// Answers a call with its own arguments.
@@ -108,18 +129,30 @@ pub fn echo(got: &Got) -> Response<ScriptBody> {
     let message: Value = serde_json::from_slice(&got.body).unwrap_or_default();
     let result = match message["method"].as_str() {
         Some("tools/list") => json!({"tools": tools(), "nextCursor": "2"}),
-        _ => json!({"content": [{"type": "text", "text": message["params"]["arguments"].to_string()}]}),
+        _ => {
+            json!({"content": [{"type": "text", "text": message["params"]["arguments"].to_string()}]})
+        }
     };
     json_answer(&json!({"jsonrpc": "2.0", "id": message["id"], "result": result}))
 }
 
 /// The bundle of a server with this policy.
 pub fn bundle(issuer: &DevIssuer, rules: Value, limits: Value) -> Bundle {
-    let object = |kind: &str, name: &str, spec: Value| json!({
-        "apiVersion": "toolward.dev/v1alpha1", "kind": kind, "metadata": {"name": name, "namespace": "shop"}, "spec": spec,
-    });
-    let server = object("McpServer", "orders", json!({"deployment": {"image": "i"}, "transport": {"type": "StreamableHttp"}}));
-    let policy = object("McpToolPolicy", "p", json!({"targetRefs": [{"name": "orders"}], "rules": rules, "limits": limits}));
+    let object = |kind: &str, name: &str, spec: Value| {
+        json!({
+            "apiVersion": "toolward.dev/v1alpha1", "kind": kind, "metadata": {"name": name, "namespace": "shop"}, "spec": spec,
+        })
+    };
+    let server = object(
+        "McpServer",
+        "orders",
+        json!({"deployment": {"image": "i"}, "transport": {"type": "StreamableHttp"}}),
+    );
+    let policy = object(
+        "McpToolPolicy",
+        "p",
+        json!({"targetRefs": [{"name": "orders"}], "rules": rules, "limits": limits}),
+    );
     let context = Context {
         default_url: "http://orders.shop.svc/mcp".into(),
         issuers: vec![issuer.issuer()],
@@ -127,7 +160,11 @@ pub fn bundle(issuer: &DevIssuer, rules: Value, limits: Value) -> Bundle {
         ..Context::default()
     };
     let policy = serde_json::from_value(policy).unwrap();
-    let compiled = compile(&serde_json::from_value(server).unwrap(), &[PolicySource::Valid(&policy)], &context);
+    let compiled = compile(
+        &serde_json::from_value(server).unwrap(),
+        &[PolicySource::Valid(&policy)],
+        &context,
+    );
     assert_eq!(compiled.diagnostics, []);
     compiled.bundle
 }
@@ -163,7 +200,11 @@ pub fn binary() -> &'static str {
 pub fn folder() -> PathBuf {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
+        "{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    ));
     std::fs::create_dir_all(&folder).unwrap();
     folder
 }
@@ -176,7 +217,10 @@ impl Sidecar {
             write(&folder, &bundle.to_json().unwrap());
         }
         let mut command = Command::new(binary());
-        command.args(["serve", "--bundle"]).arg(&folder).args(target);
+        command
+            .args(["serve", "--bundle"])
+            .arg(&folder)
+            .args(target);
         Self::start(command, folder, issuer)
     }
 
@@ -184,24 +228,51 @@ impl Sidecar {
     pub fn start(mut command: Command, folder: PathBuf, issuer: DevIssuer) -> Self {
         let mut child = command
             .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
-            .stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let (lines, audit) = mpsc::channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(|line| {
-            let _ = lines.send(serde_json::from_str(&line).unwrap());
-        }));
+        std::thread::spawn(move || {
+            stdout.lines().map_while(Result::ok).for_each(|line| {
+                let _ = lines.send(serde_json::from_str(&line).unwrap());
+            })
+        });
         let (addresses, listening) = mpsc::channel();
         let log: Arc<Mutex<VecDeque<String>>> = Arc::default();
-        let (stderr, kept) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
-        std::thread::spawn(move || stderr.lines().map_while(Result::ok).for_each(|line| {
-            let address = |key: &str| Some(line.split(key).nth(1)?.split_whitespace().next()?.parse::<SocketAddr>().ok()?);
-            if let (Some(mcp), Some(admin)) = (address("mcp="), address("admin=")) {
-                let _ = addresses.send((mcp, admin));
-            }
-            kept.lock().unwrap().push_back(line);
-        }));
-        let (mcp, admin) = listening.recv_timeout(Duration::from_secs(20)).unwrap_or_else(|_| panic!("no listener: {log:?}"));
-        Self { child, mcp, admin, folder, issuer, audit: Mutex::new(audit), log }
+        let (stderr, kept) = (
+            BufReader::new(child.stderr.take().unwrap()),
+            Arc::clone(&log),
+        );
+        std::thread::spawn(move || {
+            stderr.lines().map_while(Result::ok).for_each(|line| {
+                let address = |key: &str| {
+                    line.split(key)
+                        .nth(1)?
+                        .split_whitespace()
+                        .next()?
+                        .parse::<SocketAddr>()
+                        .ok()
+                };
+                if let (Some(mcp), Some(admin)) = (address("mcp="), address("admin=")) {
+                    let _ = addresses.send((mcp, admin));
+                }
+                kept.lock().unwrap().push_back(line);
+            })
+        });
+        let (mcp, admin) = listening
+            .recv_timeout(Duration::from_secs(20))
+            .unwrap_or_else(|_| panic!("no listener: {log:?}"));
+        Self {
+            child,
+            mcp,
+            admin,
+            folder,
+            issuer,
+            audit: Mutex::new(audit),
+            log,
+        }
     }
 
     pub async fn ready(self) -> Self {
@@ -210,18 +281,28 @@ impl Sidecar {
     }
 
     pub fn token(&self, user: &str) -> String {
-        self.issuer.token(user, &["staff".into()], "http://orders.shop.svc/mcp", sidecar::pipeline::now()).unwrap()
+        self.issuer
+            .token(
+                user,
+                &["staff".into()],
+                "http://orders.shop.svc/mcp",
+                sidecar::pipeline::now(),
+            )
+            .unwrap()
     }
 
     /// Sends a message as a member of staff.
     pub async fn call(&self, message: &Value) -> Reply {
-        self.post(&self.token("alice"), &[], message.to_string()).await
+        self.post(&self.token("alice"), &[], message.to_string())
+            .await
     }
 
     pub async fn post(&self, token: &str, headers: &[(&str, &str)], body: String) -> Reply {
         let mut request = Request::post(format!("http://{}/mcp", self.mcp))
-            .header("content-type", "application/json").header("accept", "application/json, text/event-stream")
-            .header("user-agent", "test").header("authorization", format!("Bearer {token}"));
+            .header("content-type", "application/json")
+            .header("accept", "application/json, text/event-stream")
+            .header("user-agent", "test")
+            .header("authorization", format!("Bearer {token}"));
         for (name, value) in headers {
             request.headers_mut().unwrap().remove(*name);
             request = request.header(*name, *value);
@@ -230,19 +311,35 @@ impl Sidecar {
     }
 
     pub async fn admin(&self, path: &str) -> (u16, String) {
-        let token = self.issuer.token(OPERATOR, &[], "toolward-admin/shop/orders", sidecar::pipeline::now()).unwrap();
+        let token = self
+            .issuer
+            .token(
+                OPERATOR,
+                &[],
+                "toolward-admin/shop/orders",
+                sidecar::pipeline::now(),
+            )
+            .unwrap();
         self.admin_as(path, &token).await
     }
 
     pub async fn admin_as(&self, path: &str, token: &str) -> (u16, String) {
-        let request = Request::get(format!("http://{}{path}", self.admin)).header("authorization", format!("Bearer {token}"));
+        let request = Request::get(format!("http://{}{path}", self.admin))
+            .header("authorization", format!("Bearer {token}"));
         let reply = send(request.body(Full::default()).unwrap()).await;
-        (reply.status, String::from_utf8(reply.body.to_vec()).unwrap())
+        (
+            reply.status,
+            String::from_utf8(reply.body.to_vec()).unwrap(),
+        )
     }
 
     /// Waits for the next audit record.
     pub fn audited(&self) -> Value {
-        self.audit.lock().unwrap().recv_timeout(Duration::from_secs(10)).unwrap()
+        self.audit
+            .lock()
+            .unwrap()
+            .recv_timeout(Duration::from_secs(10))
+            .unwrap()
     }
 
     /// Writes another bundle, as the kubelet does: whole, by a rename.
@@ -250,7 +347,10 @@ impl Sidecar {
         let json = bundle.to_json().unwrap();
         write(&self.folder, &json);
         let hash = policy::bundle::hash(json.as_bytes());
-        until("the new bundle is in force", async || self.admin("/status").await.1.contains(&hash)).await;
+        until("the new bundle is in force", async || {
+            self.admin("/status").await.1.contains(&hash)
+        })
+        .await;
     }
 }
 
@@ -275,13 +375,24 @@ impl Reply {
 
 pub async fn send(request: Request<Full<Bytes>>) -> Reply {
     let (parts, body) = open(request).await.into_parts();
-    let body = tokio::time::timeout(Duration::from_secs(20), body.collect()).await.unwrap().unwrap().to_bytes();
-    Reply { status: parts.status.as_u16(), headers: parts.headers, body }
+    let body = tokio::time::timeout(Duration::from_secs(20), body.collect())
+        .await
+        .unwrap()
+        .unwrap()
+        .to_bytes();
+    Reply {
+        status: parts.status.as_u16(),
+        headers: parts.headers,
+        body,
+    }
 }
 
 pub async fn open(request: Request<Full<Bytes>>) -> Response<Incoming> {
     let client = Client::builder(TokioExecutor::new()).build_http();
-    tokio::time::timeout(Duration::from_secs(20), client.request(request)).await.unwrap().unwrap()
+    tokio::time::timeout(Duration::from_secs(20), client.request(request))
+        .await
+        .unwrap()
+        .unwrap()
 }
 
 /// Waits for a condition, generously.
