@@ -94,6 +94,7 @@ pub fn parse(mut value: Value) -> Result<Document, ParseError> {
     if let Some(object) = value.as_object_mut() {
         object.remove("status");
     }
+    remove_nulls(&mut value);
     let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
     match (api_version.split_once('/'), kind.as_str()) {
@@ -102,6 +103,19 @@ pub fn parse(mut value: Value) -> Result<Document, ParseError> {
             Ok(Document::McpToolPolicy(Box::new(typed(value)?)))
         }
         _ => Err(ParseError::UnknownKind { api_version, kind }),
+    }
+}
+
+/// A field that is null is one that is left out: so the API server reads it,
+/// where a schema does not say that it may be null.
+fn remove_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(remove_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(remove_nulls),
+        _ => {}
     }
 }
 

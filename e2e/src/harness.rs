@@ -50,6 +50,11 @@ impl Cluster {
         images::load(&self.state, &self.checkout, images, true).await
     }
 
+    /// Imports these images from the binaries that Cargo has built before.
+    pub async fn load_images_as_built(&self, images: &[Image]) -> Result<()> {
+        images::load(&self.state, &self.checkout, images, false).await
+    }
+
     /// Which cluster this is.
     pub fn instance(&self) -> &Instance {
         &self.instance

@@ -15,15 +15,22 @@
 pub mod cache;
 pub mod checkout;
 pub mod cluster;
+pub mod demo;
+pub mod diagnose;
 pub mod harness;
 pub mod images;
+pub mod laptop;
 mod lock;
+pub mod manifests;
 pub mod mcp;
+pub mod release;
 pub mod sh;
+pub mod statements;
 pub mod tools;
+mod transcript;
 pub mod wait;
 
 pub use harness::Cluster;
 pub use images::Image;
-pub use mcp::{Mcp, mcp_connect, message, post, post_with};
+pub use mcp::{Endpoint, Mcp, mcp_connect, message, post};
 pub use wait::wait_for;

@@ -1,14 +1,15 @@
 //! The local cluster from the command line.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use e2e::cluster::{self, State};
-use e2e::sh::say;
+use e2e::sh::{say, tail};
 use e2e::tools::Tools;
-use e2e::{Image, cache, checkout, images};
+use e2e::{Image, cache, checkout, demo, images, manifests};
 
 /// A Kubernetes cluster for Toolward's end-to-end tests, on this machine.
 ///
@@ -40,6 +41,12 @@ enum Command {
     },
     /// Fetch and build all programs; print where kubectl, helm and node are
     Tools,
+    /// Show what Toolward does, from an empty machine to a guarded MCP server
+    Demo,
+    /// Write the manifests that are made from the types and the chart
+    Manifests,
+    /// Print the ends of the node's logs
+    Logs,
     /// Process 1 of the node
     #[command(hide = true)]
     NodeInit { dir: PathBuf },
@@ -118,6 +125,9 @@ async fn run(command: Command) -> Result<()> {
             images::load(running(&state)?, &checkout::root()?, &images, !no_build).await?;
         }
         Command::Tools => print_tools(&Tools::ensure(&checkout::root()?)?),
+        Command::Demo => demo::run().await?,
+        Command::Manifests => write_manifests(&checkout::root()?)?,
+        Command::Logs => print_logs(&state)?,
         Command::NodeInit { .. } | Command::Pause => {}
     }
     Ok(())
@@ -137,4 +147,29 @@ fn print_tools(tools: &Tools) {
     println!("kubectl {}", tools.program("kubectl").display());
     println!("helm    {}", tools.helm.display());
     println!("node    {}", tools.node().display());
+}
+
+/// The chart needs its definitions before it is rendered.
+fn write_manifests(checkout: &Path) -> Result<()> {
+    let mut written = manifests::definitions()?;
+    written.iter().try_for_each(|file| file.write(checkout))?;
+    let install = manifests::install(checkout, &Tools::helm(checkout)?)?;
+    install.write(checkout)?;
+    written.push(install);
+    for file in written {
+        println!("{}", file.path);
+    }
+    Ok(())
+}
+
+fn print_logs(state: &State) -> Result<()> {
+    const LINES: usize = 40;
+    let mut logs: Vec<PathBuf> = fs::read_dir(state.path("logs"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
+    logs.sort();
+    for log in logs {
+        println!("==> {}\n{}\n", log.display(), tail(&log, LINES));
+    }
+    Ok(())
 }

@@ -46,6 +46,21 @@ pub fn succeed(shown: &str, output: &Output) -> Result<String> {
     );
 }
 
+/// Builds all programs of the workspace. Always all of them: a part would be
+/// built with fewer features of what is shared, and so everything twice.
+pub fn cargo_build(checkout: &Path) -> Result<()> {
+    let mut build = command("cargo", &["build", "--release", "--workspace", "--bins"]);
+    // Its progress goes where ours goes.
+    let status = build
+        .current_dir(checkout)
+        .status()
+        .context("cannot start cargo")?;
+    if !status.success() {
+        bail!("`{}` failed ({status})", show(&build));
+    }
+    Ok(())
+}
+
 /// The command line as a person would type it.
 pub fn show(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];

@@ -64,13 +64,8 @@ struct Source {
 /// `compile`, Cargo builds the binaries first; without, they are taken from
 /// the target folder as they are.
 pub async fn load(state: &State, checkout: &Path, images: &[Image], compile: bool) -> Result<()> {
-    let packages: Vec<&str> = images
-        .iter()
-        .filter_map(|i| i.binary())
-        .map(|(p, _)| p)
-        .collect();
-    if compile && !packages.is_empty() {
-        cargo_build(checkout, &packages)?;
+    if compile && images.iter().any(|image| image.binary().is_some()) {
+        sh::cargo_build(checkout)?;
     }
     let _lock = Lock::acquire(&state.path("images.lock"))?;
     for image in images {
@@ -101,23 +96,6 @@ pub(crate) async fn load_pause(state: &State, checkout: &Path) -> Result<()> {
 /// The images that the node has, by name.
 pub fn loaded(state: &State) -> Vec<String> {
     read_loaded(state).into_keys().collect()
-}
-
-fn cargo_build(checkout: &Path, packages: &[&str]) -> Result<()> {
-    say(format!("building {}", packages.join(", ")));
-    let mut build = command("cargo", &["build", "--release", "--bins"]);
-    for package in packages {
-        build.args(["--package", package]);
-    }
-    // Its progress goes where ours goes.
-    let status = build
-        .current_dir(checkout)
-        .status()
-        .context("cannot start cargo")?;
-    if !status.success() {
-        bail!("`{}` failed ({status})", sh::show(&build));
-    }
-    Ok(())
 }
 
 fn from_binary(

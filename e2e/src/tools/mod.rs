@@ -33,6 +33,25 @@ impl Tools {
         })
     }
 
+    /// The helm program alone, without building Kubernetes.
+    pub fn helm(checkout: &Path) -> Result<PathBuf> {
+        packages::ensure()?;
+        let pins = checkout.join("e2e/node");
+        node::helm(&pins, &node::ensure(&pins)?)
+    }
+
+    /// Node and the script of the reference MCP server, for this machine; no
+    /// root is needed where unzip and pip are there.
+    pub fn reference_server(checkout: &Path) -> Result<(PathBuf, PathBuf)> {
+        packages::ensure_unzip()?;
+        let pins = checkout.join("e2e/node");
+        let node = node::ensure(&pins)?;
+        let folder = node::server_everything(&pins, &node)?;
+        let script =
+            folder.join("node_modules/@modelcontextprotocol/server-everything/dist/index.js");
+        Ok((node.join("bin/node"), script))
+    }
+
     /// One of the Kubernetes programs, etcd or coredns.
     pub fn program(&self, name: &str) -> PathBuf {
         self.kubernetes.join(name)

@@ -39,6 +39,15 @@ pub fn ensure() -> Result<()> {
     }
 }
 
+/// Installs unzip, unless it is there.
+pub fn ensure_unzip() -> Result<()> {
+    if present("unzip") {
+        Ok(())
+    } else {
+        install(&["unzip"])
+    }
+}
+
 /// Installs pip, unless some pip is there.
 pub fn ensure_pip() -> Result<()> {
     match run(&mut command("python3", &["-m", "pip", "--version"])) {

@@ -1,0 +1,67 @@
+# What people and CI call. `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO := cargo
+# One profile serves tests and images, and always the whole workspace: a part
+# of it would be built with fewer features of what is shared, all over again.
+BUILD := $(CARGO) build --release --workspace --bins
+TEST := $(CARGO) test --release --workspace
+LINT := $(CARGO) clippy --release --workspace
+BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
+E2E := $(BIN)/e2e
+# The tests have a node of their own: a demonstration that runs is left alone.
+TEST_INSTANCE := test $(CURDIR)
+# How many cases a property test of `make prove` tries.
+CASES ?= 100000
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Show it all: a node, the chart, two MCP servers, a client (root)
+	@$(BUILD)
+	@$(E2E) demo
+
+.PHONY: demo-down
+demo-down: ## Stop the node of the demonstration; nothing stays but the cache (root)
+	@$(BUILD)
+	@$(E2E) down
+
+.PHONY: check
+check: ## Format, lints, and all tests that need neither root nor a cluster
+	$(CARGO) fmt --all --check
+	$(BUILD)
+	$(LINT) --all-targets -- -D warnings
+	$(LINT) --test cluster -- -D warnings
+	$(TEST)
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+	  echo '$(CARGO) deny check licenses bans sources'; $(CARGO) deny check licenses bans sources; \
+	else echo 'cargo-deny is not installed: licences and bans are not checked'; fi
+
+.PHONY: test
+test: check test-cluster ## Everything, with a node of its own that goes afterwards (root)
+
+.PHONY: test-cluster
+test-cluster: ## The tests on a real cluster (root)
+	@$(BUILD)
+	@export TOOLWARD_INSTANCE='$(TEST_INSTANCE)'; \
+	trap 'status=$$?; if [ $$status != 0 ]; then $(E2E) logs || true; fi; $(E2E) down; exit $$status' EXIT; \
+	$(E2E) up; \
+	$(E2E) images --no-build; \
+	$(TEST) --test cluster -- --test-threads=4
+
+.PHONY: prove
+prove: ## The property tests at length; CASES=N, by default 100000 each
+	PROPTEST_CASES=$(CASES) $(TEST) --lib --tests
+
+.PHONY: manifests
+manifests: ## Write what is made from the types and the chart
+	@$(BUILD)
+	@$(E2E) manifests
+
+.PHONY: clean
+clean: ## Remove what Cargo built; the cache of the node's programs stays
+	$(CARGO) clean

@@ -1,0 +1,17 @@
+//! Tests on a real node, with the operator that the chart installs.
+//!
+//! Each test has a namespace of its own, under restricted pod security. Tests
+//! that change or stop the operator run alone.
+#![allow(missing_docs)]
+
+mod denials;
+mod failures;
+mod lifecycle;
+mod manifests;
+mod operator;
+mod promises;
+mod rbac;
+mod rejections;
+mod release;
+mod suite;
+mod tables;

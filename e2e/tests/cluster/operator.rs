@@ -1,0 +1,186 @@
+//! The operator as a guest of the cluster: quiet when idle, needless for the
+//! data plane, and within restricted pod security.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::statements as promise;
+use e2e::{release, wait_for};
+use serde_json::Value;
+
+use crate::suite::{PATIENCE, Scope, allow, alone, beside, http, stdio};
+
+/// How long an idle operator must have written nothing.
+const QUIET: Duration = Duration::from_secs(20);
+
+/// Requests of the operator in the audit log, in order.
+pub fn requests(scope: &Scope) -> Result<Vec<Value>> {
+    let user = format!(
+        "system:serviceaccount:{}:{}",
+        release::NAMESPACE,
+        release::OPERATOR
+    );
+    let log = std::fs::read_to_string(scope.cluster.audit_log())?;
+    // The last line may be half written.
+    let events = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    Ok(events
+        .filter(|event| event["user"]["username"] == *user)
+        .collect())
+}
+
+fn writes(scope: &Scope) -> Result<Vec<String>> {
+    let reading = ["get", "list", "watch"];
+    let mut writes = requests(scope)?;
+    writes.retain(|event| !reading.iter().any(|verb| event["verb"] == *verb));
+    Ok(writes
+        .iter()
+        .map(|event| format!("{} {}", event["verb"], event["requestURI"]))
+        .collect())
+}
+
+#[tokio::test]
+async fn an_idle_operator_writes_nothing() -> Result<()> {
+    alone("idle", async |scope: &Scope| {
+        let policy = allow("callers", "idle", &scope.caller_subject(), &["*"]);
+        scope
+            .apply(&[stdio("idle"), http("idle-http"), policy])
+            .await?;
+        scope.serving("idle").await?;
+        scope.serving("idle-http").await?;
+        let (mut before, mut since) = (writes(scope)?, std::time::Instant::now());
+        // Namespaces of earlier tests may still be ending.
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while since.elapsed() < QUIET {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let now = writes(scope)?;
+            if now.len() > before.len() {
+                let news = now[before.len()..].join("\n");
+                ensure!(
+                    std::time::Instant::now() < deadline,
+                    "never quiet; the last writes:\n{news}"
+                );
+                (before, since) = (now, std::time::Instant::now());
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn all_pods_keep_to_restricted_pod_security() -> Result<()> {
+    beside("restricted", async |scope: &Scope| {
+        scope
+            .apply(&[stdio("over-stdio"), http("over-http")])
+            .await?;
+        scope.serving("over-stdio").await?;
+        scope.serving("over-http").await?;
+        for namespace in [scope.namespace.as_str(), release::NAMESPACE] {
+            let label = "pod-security.kubernetes.io/enforce=restricted";
+            let args = [
+                "label",
+                "--dry-run=server",
+                "--overwrite",
+                "namespace",
+                namespace,
+                label,
+            ];
+            let output = scope.cluster.kubectl_output(&args, None).await?;
+            let warnings = String::from_utf8_lossy(&output.stderr);
+            ensure!(
+                output.status.success() && warnings.is_empty(),
+                "{namespace}: {warnings}"
+            );
+            let pods = ["get", "pods", "-n", namespace, "-o", "name"];
+            ensure!(
+                !scope.cluster.kubectl(&pods).await?.is_empty(),
+                "no pods in {namespace}"
+            );
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn operators(scope: &Scope, number: &str) -> Result<()> {
+    let deployment = format!("deployment/{}", release::OPERATOR);
+    let replicas = format!("--replicas={number}");
+    let scale = ["scale", &deployment, "-n", release::NAMESPACE, &replicas];
+    scope.cluster.kubectl(&scale).await?;
+    let pods = [
+        "get",
+        "pods",
+        "-n",
+        release::NAMESPACE,
+        "-l",
+        "app.kubernetes.io/component=operator",
+    ];
+    let ready = [
+        &pods[..],
+        &[
+            "-o",
+            "jsonpath={.items[*].status.containerStatuses[*].ready}",
+        ],
+    ]
+    .concat();
+    let wanted = if number == "0" { "" } else { "true" };
+    wait_for(&format!("{number} operators"), PATIENCE, || async {
+        let ready = scope.cluster.kubectl(&ready).await?;
+        ensure!(ready == wanted, "ready: {ready:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn servers_answer_without_an_operator() -> Result<()> {
+    alone("no-operator", async |scope: &Scope| {
+        let from = scope.caller_subject();
+        scope
+            .apply(&[
+                stdio("alone"),
+                allow("callers", "alone", &from, &["get-sum"]),
+            ])
+            .await?;
+        scope.serving("alone").await?;
+        let caller = scope.caller("alone").await?;
+        let open = caller.connect().await?;
+        promise::permitted(&open).await?.check()?;
+
+        operators(scope, "0").await?;
+        promise::permitted(&open)
+            .await?
+            .check()
+            .context("a session that was open")?;
+        let fresh = caller.connect().await.context("a new session")?;
+        promise::permitted(&fresh).await?.check()?;
+        // A pod that starts now finds its configuration.
+        scope
+            .kubectl(&["rollout", "restart", "deployment/alone"])
+            .await?;
+        scope
+            .kubectl(&["rollout", "status", "deployment/alone", "--timeout=2m"])
+            .await?;
+        let restarted = caller
+            .connect()
+            .await
+            .context("after a restart of the pod")?;
+        promise::permitted(&restarted).await?.check()?;
+
+        // What was changed meanwhile is done when the operator is back.
+        scope
+            .apply(&[allow("callers", "alone", &from, &["get-sum", "echo"])])
+            .await?;
+        operators(scope, "1").await?;
+        wait_for("the change made meanwhile", PATIENCE, || async {
+            let tools = promise::listing(&restarted).await?.tools;
+            ensure!(tools == ["echo", "get-sum"], "shown: {tools:?}");
+            Ok(())
+        })
+        .await?;
+        scope.serving("alone").await
+    })
+    .await
+}

@@ -1,0 +1,282 @@
+//! What the tests have in common: one cluster, one installation, a namespace
+//! each, and a report when a test fails.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use crds::{Condition, ConditionStatus, ConditionType, McpServer, McpToolPolicy, Reason};
+use e2e::mcp::Endpoint;
+use e2e::statements::Caller;
+use e2e::{Cluster, Image, diagnose, release, wait_for};
+use futures::FutureExt;
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::sync::{OnceCell, RwLock};
+
+/// Longer than anything takes, on a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+static INSTALLED: OnceCell<Cluster> = OnceCell::const_new();
+static OPERATOR: RwLock<()> = RwLock::const_new(());
+
+/// A test's own namespace.
+pub struct Scope {
+    pub cluster: Cluster,
+    pub client: Client,
+    pub namespace: String,
+}
+
+/// Runs a test beside others.
+pub async fn beside(name: &str, test: impl AsyncFnOnce(&Scope) -> Result<()>) -> Result<()> {
+    let cluster = installed().await?;
+    let _shared = OPERATOR.read().await;
+    run(cluster, name, test).await
+}
+
+/// Runs a test that no other may disturb, or that would disturb others.
+pub async fn alone(name: &str, test: impl AsyncFnOnce(&Scope) -> Result<()>) -> Result<()> {
+    let cluster = installed().await?;
+    let _exclusive = OPERATOR.write().await;
+    run(cluster, name, test).await
+}
+
+async fn installed() -> Result<Cluster> {
+    let cluster = INSTALLED.get_or_try_init(async || {
+        let cluster = Cluster::ensure().await?;
+        cluster.load_images_as_built(&Image::ALL).await?;
+        release::install(&cluster, &[]).await?;
+        anyhow::Ok(cluster)
+    });
+    Ok(cluster.await?.clone())
+}
+
+async fn run(
+    cluster: Cluster,
+    name: &str,
+    test: impl AsyncFnOnce(&Scope) -> Result<()>,
+) -> Result<()> {
+    let namespace = format!("t-{name}");
+    let scope = Scope {
+        client: cluster.client().await?,
+        cluster,
+        namespace,
+    };
+    scope.create_namespace().await?;
+    let outcome = AssertUnwindSafe(test(&scope)).catch_unwind().await;
+    let outcome = outcome.unwrap_or_else(|_| Err(anyhow!("the test panicked; see above")));
+    if outcome.is_err() {
+        eprintln!(
+            "{}",
+            diagnose::namespace(&scope.cluster, &scope.namespace).await
+        );
+    }
+    let delete = ["delete", "namespace", &scope.namespace, "--wait=false"];
+    let deleted = scope.cluster.kubectl(&delete).await;
+    outcome.and(deleted.map(drop))
+}
+
+impl Scope {
+    async fn create_namespace(&self) -> Result<()> {
+        // A run before this one may have left it.
+        let delete = ["delete", "namespace", &self.namespace, "--ignore-not-found"];
+        self.cluster.kubectl(&delete).await?;
+        let namespace = json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {
+                "name": self.namespace,
+                "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
+            },
+        });
+        self.cluster.apply(&namespace.to_string()).await?;
+        let account = ["get", "serviceaccount", "default", "-n", &self.namespace];
+        wait_for("the default service account", PATIENCE, || async {
+            self.cluster.kubectl(&account).await
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Runs kubectl in the test's namespace.
+    pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
+        let args = [args, &["-n", &self.namespace]].concat();
+        self.cluster.kubectl(&args).await
+    }
+
+    /// Applies objects to the test's namespace.
+    pub async fn apply(&self, objects: &[Value]) -> Result<()> {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        let args = ["apply", "-n", &self.namespace, "-f", "-"];
+        self.cluster
+            .kubectl_stdin(&args, &list.to_string())
+            .await
+            .map(drop)
+    }
+
+    pub fn servers(&self) -> Api<McpServer> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub fn policies(&self) -> Api<McpToolPolicy> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Waits until a server's status says this of its present spec.
+    pub async fn server_says(&self, name: &str, wanted: Verdict) -> Result<Condition> {
+        let api = self.servers();
+        wait_for(
+            &format!("McpServer {name} to say {wanted:?}"),
+            PATIENCE,
+            || async {
+                let server = api.get(name).await?;
+                let conditions = server.status.map(|status| status.conditions);
+                says(
+                    &conditions.unwrap_or_default(),
+                    server.metadata.generation,
+                    wanted,
+                )
+            },
+        )
+        .await
+    }
+
+    /// Waits until a policy's status says this of its present spec.
+    pub async fn policy_says(&self, name: &str, wanted: Verdict) -> Result<Condition> {
+        let api = self.policies();
+        wait_for(
+            &format!("McpToolPolicy {name} to say {wanted:?}"),
+            PATIENCE,
+            || async {
+                let policy = api.get(name).await?;
+                let conditions = policy.status.map(|status| status.conditions);
+                says(
+                    &conditions.unwrap_or_default(),
+                    policy.metadata.generation,
+                    wanted,
+                )
+            },
+        )
+        .await
+    }
+
+    /// Waits until a server serves, under its present policies.
+    pub async fn serving(&self, name: &str) -> Result<()> {
+        self.server_says(name, SERVING).await?;
+        self.server_says(name, IN_FORCE).await.map(drop)
+    }
+
+    /// The test namespace's default service account, calling a server.
+    pub async fn caller(&self, server: &str) -> Result<Caller> {
+        caller(
+            &self.cluster,
+            &self.servers(),
+            server,
+            (&self.namespace, "default"),
+        )
+        .await
+    }
+
+    /// The subject of a rule that matches [`Scope::caller`].
+    pub fn caller_subject(&self) -> Value {
+        json!({"serviceAccounts": [format!("{}/default", self.namespace)]})
+    }
+}
+
+/// A service account with a token for a server, at its URL.
+pub async fn caller(
+    cluster: &Cluster,
+    servers: &Api<McpServer>,
+    server: &str,
+    (namespace, account): (&str, &str),
+) -> Result<Caller> {
+    let status = servers.get(server).await?.status.context("no status")?;
+    let url = status.url.context("no status.url")?;
+    let audience = status.audience.context("no status.audience")?;
+    Ok(Caller {
+        endpoint: Endpoint::in_cluster(cluster, &url).await?,
+        token: release::token(cluster, namespace, account, &audience).await?,
+    })
+}
+
+/// What a condition should say.
+pub type Verdict = (ConditionType, ConditionStatus, Reason);
+
+pub const ACCEPTED: Verdict = (
+    ConditionType::Accepted,
+    ConditionStatus::True,
+    Reason::Accepted,
+);
+pub const SERVING: Verdict = (ConditionType::Ready, ConditionStatus::True, Reason::Serving);
+pub const IN_FORCE: Verdict = (
+    ConditionType::Programmed,
+    ConditionStatus::True,
+    Reason::InForce,
+);
+
+pub fn refused(reason: Reason) -> Verdict {
+    (ConditionType::Accepted, ConditionStatus::False, reason)
+}
+
+pub fn not_ready(reason: Reason) -> Verdict {
+    (ConditionType::Ready, ConditionStatus::False, reason)
+}
+
+fn says(conditions: &[Condition], generation: Option<i64>, wanted: Verdict) -> Result<Condition> {
+    let (type_, status, reason) = wanted;
+    let found = conditions.iter().find(|c| c.type_ == type_);
+    let Some(found) = found else {
+        bail!("no condition {type_:?}");
+    };
+    ensure!(
+        (found.status, found.reason) == (status, reason),
+        "{type_:?} is {:?}/{}: {}",
+        found.status,
+        found.reason,
+        found.message
+    );
+    ensure!(
+        Some(found.observed_generation) == generation,
+        "{type_:?} speaks of generation {}, not {generation:?}",
+        found.observed_generation
+    );
+    Ok(found.clone())
+}
+
+/// A server on the reference server's image.
+pub fn server(name: &str, command: &[&str], transport: &str) -> Value {
+    json!({
+        "apiVersion": "toolward.dev/v1alpha1", "kind": "McpServer", "metadata": {"name": name},
+        "spec": {
+            "deployment": {
+                "image": Image::ServerEverything.name(), "command": command,
+                "env": [{"name": "PORT", "value": "8080"}],
+            },
+            "transport": {"type": transport},
+        },
+    })
+}
+
+/// The reference server over stdio.
+pub fn stdio(name: &str) -> Value {
+    server(name, &["node", "/srv/index.js", "stdio"], "Stdio")
+}
+
+/// The reference server over HTTP.
+pub fn http(name: &str) -> Value {
+    server(
+        name,
+        &["node", "/srv/index.js", "streamableHttp"],
+        "StreamableHttp",
+    )
+}
+
+/// A policy that allows these tools to these callers.
+pub fn allow(name: &str, target: &str, from: &Value, tools: &[&str]) -> Value {
+    json!({
+        "apiVersion": "toolward.dev/v1alpha1", "kind": "McpToolPolicy", "metadata": {"name": name},
+        "spec": {
+            "targetRefs": [{"name": target}],
+            "rules": [{"name": "allow", "effect": "Allow", "from": [from], "tools": tools}],
+        },
+    })
+}

@@ -1,0 +1,116 @@
+use policy::report::{BundleReport, UpstreamReport};
+
+use super::*;
+
+fn peer(uid: &str, version: &str) -> Peer {
+    Peer {
+        uid: uid.to_owned(),
+        name: uid.to_owned(),
+        address: ([127, 0, 0, 1], 1).into(),
+        version: Some(version.to_owned()),
+        annotation: None,
+    }
+}
+
+fn report(hash: &str, state: UpstreamState) -> Report {
+    Report {
+        bundle: BundleReport {
+            hash: Some(hash.to_owned()),
+            rejected: None,
+        },
+        upstream: UpstreamReport {
+            state,
+            message: String::new(),
+        },
+        tools: None,
+    }
+}
+
+fn nudge_due(memory: &Memory, uid: &str) -> bool {
+    memory.pods[uid].next_nudge.is_some()
+}
+
+#[test]
+fn the_annotation_always_changes() {
+    for (now, next) in [
+        (None, "sha256:a"),
+        (Some("sha256:b"), "sha256:a"),
+        (Some("sha256:b.7"), "sha256:a"),
+        (Some("sha256:a"), "sha256:a.1"),
+        (Some("sha256:a.1"), "sha256:a.2"),
+        (Some("sha256:a.what"), "sha256:a.1"),
+        (Some("sha256:a.18446744073709551615"), "sha256:a.0"),
+    ] {
+        let now = now.map(str::to_owned);
+        assert_eq!(annotation("sha256:a", now.as_ref()), next);
+    }
+}
+
+#[test]
+fn after_a_restart_of_the_operator_pods_are_asked_and_not_annotated() {
+    let (now, mut memory) = (Instant::now(), Memory::default());
+    memory.update("a", &[peer("p", "1")], now);
+    assert!(!nudge_due(&memory, "p"));
+    assert_eq!(memory.pods["p"].next_poll, now);
+}
+
+#[test]
+fn another_bundle_is_annotated_at_once_until_it_is_there() {
+    let (now, mut memory) = (Instant::now(), Memory::default());
+    let peers = [peer("p", "1")];
+    memory.update("a", &peers, now);
+    memory.update("b", &peers, now);
+    assert_eq!(memory.pods["p"].next_nudge, Some(now));
+    let pod = memory
+        .pods
+        .entry("p".to_owned())
+        .or_insert_with(|| PodMemory::new(now));
+    pod.nudged("b".to_owned(), now);
+    assert!(pod.next_nudge > Some(now));
+    assert!(pod.next_poll > now && pod.next_poll <= now + POLLS.first);
+    pod.polled(Ok(report("a", UpstreamState::Serving)), "b", now);
+    assert!(pod.next_nudge.is_some());
+    pod.polled(Ok(report("b", UpstreamState::Serving)), "b", now);
+    assert!(pod.next_nudge.is_none());
+    assert!(pod.next_poll > now + POLLS.cap);
+}
+
+#[test]
+fn a_pod_that_was_found_behind_is_annotated() {
+    let (now, mut memory) = (Instant::now(), Memory::default());
+    memory.update("b", &[peer("p", "1")], now);
+    let pod = memory
+        .pods
+        .entry("p".to_owned())
+        .or_insert_with(|| PodMemory::new(now));
+    pod.polled(Ok(report("a", UpstreamState::Starting)), "b", now);
+    assert!(nudge_due(&memory, "p"));
+}
+
+#[test]
+fn a_changed_pod_is_asked_at_once_and_a_gone_one_is_forgotten() {
+    let (now, mut memory) = (Instant::now(), Memory::default());
+    memory.update("a", &[peer("p", "1"), peer("q", "1")], now);
+    for pod in memory.pods.values_mut() {
+        pod.polled(Ok(report("a", UpstreamState::Serving)), "a", now);
+    }
+    memory.update("a", &[peer("p", "2")], now);
+    assert_eq!(memory.pods["p"].next_poll, now);
+    assert_eq!(memory.pods.len(), 1);
+}
+
+#[test]
+fn the_last_word_of_a_silent_sidecar_is_kept_for_a_while() {
+    let now = Instant::now();
+    let mut pod = PodMemory::new(now);
+    pod.polled(Ok(report("a", UpstreamState::Serving)), "a", now);
+    let silent = |pod: &mut PodMemory| {
+        pod.polled(Err("does not answer".to_owned()), "a", now);
+        pod.sight
+            .as_ref()
+            .is_some_and(|sight| sight.report.is_some())
+    };
+    assert!(silent(&mut pod));
+    assert!(silent(&mut pod));
+    assert!(!silent(&mut pod));
+}

@@ -1,0 +1,286 @@
+//! The containers of a server's pod.
+//!
+//! Invariants: the server's container has a UID of its own, no token and none
+//! of the sidecar's files but, for Stdio, the shim and its socket.
+
+use std::collections::BTreeMap;
+
+use crds::{DeploymentSpec, McpServerSpec, Transport, TransportType};
+use k8s_openapi::{
+    api::core::v1::{
+        Capabilities, ConfigMapEnvSource, ConfigMapKeySelector, Container, ContainerPort,
+        EnvFromSource, EnvVar, EnvVarSource, ExecAction, HTTPGetAction, Lifecycle,
+        LifecycleHandler, ObjectFieldSelector, Probe, ResourceRequirements, SeccompProfile,
+        SecretEnvSource, SecretKeySelector, SecurityContext, SleepAction, VolumeMount,
+    },
+    apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
+};
+
+use super::SidecarImage;
+use crate::names::{ADMIN_PORT, INSTALL_CONTAINER, MCP_PORT, SERVER_CONTAINER, SIDECAR_CONTAINER};
+
+pub(super) const BUNDLE_VOLUME: &str = "toolward-bundle";
+pub(super) const BIN_VOLUME: &str = "toolward-bin";
+pub(super) const RUN_VOLUME: &str = "toolward-run";
+
+const BUNDLE_DIR: &str = "/etc/toolward/bundle";
+const BIN_DIR: &str = "/toolward/bin";
+const RUN_DIR: &str = "/toolward/run";
+const SOCKET: &str = "/toolward/run/mcp.sock";
+
+const SIDECAR_UID: i64 = 65532;
+const SERVER_UID: i64 = 65533;
+/// How long the server outlives the sidecar's intake, so that calls can finish.
+const DRAIN_SECONDS: i64 = 10;
+
+pub(super) fn is_stdio(transport: &Transport) -> bool {
+    transport.type_ == TransportType::Stdio
+}
+
+/// Copies the shim for the server's container.
+pub(super) fn install(sidecar: &SidecarImage) -> Container {
+    Container {
+        name: INSTALL_CONTAINER.to_owned(),
+        args: Some(strings(&["install", BIN_DIR])),
+        volume_mounts: Some(vec![mount(BIN_VOLUME, BIN_DIR, false)]),
+        ..sidecar_image(sidecar)
+    }
+}
+
+/// The sidecar in front of the server.
+pub(super) fn sidecar(transport: &Transport, sidecar: &SidecarImage) -> Container {
+    let port = |name: &str, port| ContainerPort {
+        name: Some(name.to_owned()),
+        container_port: port,
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
+    };
+    let mut args = strings(&["serve", "--bundle", BUNDLE_DIR]);
+    let mut mounts = vec![mount(BUNDLE_VOLUME, BUNDLE_DIR, true)];
+    if is_stdio(transport) {
+        args.extend(strings(&["--socket", SOCKET]));
+        mounts.push(mount(RUN_VOLUME, RUN_DIR, true));
+    } else {
+        let http = transport.http.clone().unwrap_or_default();
+        let upstream = format!("http://127.0.0.1:{}{}", http.port, http.path);
+        args.extend(["--upstream".to_owned(), upstream]);
+    }
+    Container {
+        name: SIDECAR_CONTAINER.to_owned(),
+        restart_policy: Some("Always".to_owned()),
+        args: Some(args),
+        env: Some(vec![EnvVar {
+            name: "POD_NAME".to_owned(),
+            value_from: Some(EnvVarSource {
+                field_ref: Some(field("metadata.name")),
+                ..EnvVarSource::default()
+            }),
+            ..EnvVar::default()
+        }]),
+        ports: Some(vec![
+            port("mcp", MCP_PORT),
+            port("admin", i32::from(ADMIN_PORT)),
+        ]),
+        startup_probe: Some(probe("/healthz", 1, 60)),
+        liveness_probe: Some(probe("/healthz", 10, 3)),
+        readiness_probe: Some(probe("/readyz", 2, 3)),
+        lifecycle: Some(Lifecycle {
+            pre_stop: Some(LifecycleHandler {
+                exec: Some(ExecAction {
+                    command: Some(strings(&["/toolward-sidecar", "drain"])),
+                }),
+                ..LifecycleHandler::default()
+            }),
+            ..Lifecycle::default()
+        }),
+        volume_mounts: Some(mounts),
+        ..sidecar_image(sidecar)
+    }
+}
+
+/// What all containers of the sidecar's image have in common.
+fn sidecar_image(sidecar: &SidecarImage) -> Container {
+    let quantity = |name: &str, amount: &str| (name.to_owned(), Quantity(amount.to_owned()));
+    Container {
+        image: Some(sidecar.image.clone()),
+        image_pull_policy: Some(sidecar.pull_policy.clone()),
+        resources: Some(ResourceRequirements {
+            requests: Some([quantity("cpu", "10m"), quantity("memory", "32Mi")].into()),
+            ..ResourceRequirements::default()
+        }),
+        security_context: Some(SecurityContext {
+            read_only_root_filesystem: Some(true),
+            ..restricted(SIDECAR_UID)
+        }),
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        ..Container::default()
+    }
+}
+
+/// The wrapped server.
+pub(super) fn server(spec: &McpServerSpec) -> Container {
+    let DeploymentSpec {
+        image,
+        command,
+        args,
+        env,
+        env_from,
+        resources,
+        // Of the pod and the Deployment, not of the container:
+        service_account_name: _,
+        image_pull_secrets: _,
+        replicas: _,
+    } = &spec.deployment;
+    let stdio = is_stdio(&spec.transport);
+    let words = |list: &Option<Vec<crds::Argument>>| -> Option<Vec<String>> {
+        list.as_ref()
+            .map(|words| words.iter().map(ToString::to_string).collect())
+    };
+    let (mut command, args) = (words(command), words(args));
+    if stdio {
+        let mut shim = strings(&["/toolward/bin/toolward-sidecar", "shim", "--socket", SOCKET]);
+        shim.extend(["--peer-uid".to_owned(), SIDECAR_UID.to_string()]);
+        shim.push("--".to_owned());
+        shim.extend(command.unwrap_or_default());
+        command = Some(shim);
+    }
+    let mounts = || {
+        vec![
+            mount(BIN_VOLUME, BIN_DIR, true),
+            mount(RUN_VOLUME, RUN_DIR, false),
+        ]
+    };
+    Container {
+        name: SERVER_CONTAINER.to_owned(),
+        image: Some(image.to_string()),
+        command,
+        args,
+        env: env.as_ref().map(|list| list.iter().map(variable).collect()),
+        env_from: env_from
+            .as_ref()
+            .map(|list| list.iter().map(variables).collect()),
+        resources: resources.as_ref().map(requirements),
+        volume_mounts: stdio.then(mounts),
+        security_context: Some(restricted(SERVER_UID)),
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        lifecycle: Some(Lifecycle {
+            pre_stop: Some(LifecycleHandler {
+                sleep: Some(SleepAction {
+                    seconds: DRAIN_SECONDS,
+                }),
+                ..LifecycleHandler::default()
+            }),
+            ..Lifecycle::default()
+        }),
+        ..Container::default()
+    }
+}
+
+/// What the Pod Security Standard `restricted` asks for.
+fn restricted(uid: i64) -> SecurityContext {
+    SecurityContext {
+        run_as_non_root: Some(true),
+        run_as_user: Some(uid),
+        run_as_group: Some(uid),
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities {
+            drop: Some(strings(&["ALL"])),
+            ..Capabilities::default()
+        }),
+        seccomp_profile: Some(SeccompProfile {
+            type_: "RuntimeDefault".to_owned(),
+            ..SeccompProfile::default()
+        }),
+        ..SecurityContext::default()
+    }
+}
+
+fn probe(path: &str, period: i32, failures: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::Int(i32::from(ADMIN_PORT)),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period),
+        failure_threshold: Some(failures),
+        timeout_seconds: Some(2),
+        ..Probe::default()
+    }
+}
+
+fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
+    VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: Some(read_only),
+        ..VolumeMount::default()
+    }
+}
+
+fn strings(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn field(path: &str) -> ObjectFieldSelector {
+    ObjectFieldSelector {
+        field_path: path.to_owned(),
+        ..ObjectFieldSelector::default()
+    }
+}
+
+fn variable(variable: &crds::EnvVar) -> EnvVar {
+    let source = |source: &crds::EnvVarSource| EnvVarSource {
+        secret_key_ref: source.secret_key_ref.as_ref().map(|key| SecretKeySelector {
+            name: key.name.to_string(),
+            key: key.key.to_string(),
+            optional: key.optional,
+        }),
+        config_map_key_ref: source
+            .config_map_key_ref
+            .as_ref()
+            .map(|key| ConfigMapKeySelector {
+                name: key.name.to_string(),
+                key: key.key.to_string(),
+                optional: key.optional,
+            }),
+        field_ref: source.field_ref.as_ref().map(|f| field(&f.field_path)),
+        ..EnvVarSource::default()
+    };
+    EnvVar {
+        name: variable.name.to_string(),
+        value: variable.value.clone(),
+        value_from: variable.value_from.as_ref().map(source),
+    }
+}
+
+fn variables(source: &crds::EnvFromSource) -> EnvFromSource {
+    EnvFromSource {
+        prefix: source.prefix.as_ref().map(ToString::to_string),
+        secret_ref: source.secret_ref.as_ref().map(|secret| SecretEnvSource {
+            name: secret.name.to_string(),
+            optional: secret.optional,
+        }),
+        config_map_ref: source
+            .config_map_ref
+            .as_ref()
+            .map(|map| ConfigMapEnvSource {
+                name: map.name.to_string(),
+                optional: map.optional,
+            }),
+    }
+}
+
+fn requirements(resources: &crds::Resources) -> ResourceRequirements {
+    let amounts = |list: &BTreeMap<String, crds::Quantity>| {
+        let amount = |(name, amount): (&String, &crds::Quantity)| {
+            (name.clone(), Quantity(amount.to_string()))
+        };
+        (!list.is_empty()).then(|| list.iter().map(amount).collect())
+    };
+    ResourceRequirements {
+        requests: amounts(&resources.requests),
+        limits: amounts(&resources.limits),
+        ..ResourceRequirements::default()
+    }
+}

@@ -1,0 +1,349 @@
+//! Brings what runs to what an `McpServer` and its policies ask for.
+//!
+//! Invariants:
+//! - A change of policy is delivered also where everything else fails.
+//! - What is not the server's own is not touched.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use crds::{McpServer, Reason};
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Service},
+};
+use kube::Client;
+use policy::{Bundle, Diagnostic};
+
+use crate::{
+    apply::{Child, Found, Last, apply, find},
+    board::Board,
+    delivery::{self, Delivery},
+    desired::{Owner, config_map, deployment, service},
+    entry::Entry,
+    error::Error,
+    events::{Events, news},
+    metrics::Metrics,
+    names::{Key, config_map_name},
+    status::{Stamp, server as status},
+    workers::{Next, Reconcile, Workers},
+    world::World,
+    writer::{LastStatus, Written, write},
+};
+
+/// A name that somebody else has is looked at again after this time: nobody
+/// tells when it gets free.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// A status that was made from an old version is made again after this time,
+/// should the watch not tell.
+const STALE: Duration = Duration::from_secs(1);
+
+/// The reconciler of servers.
+pub struct Servers {
+    /// To write with.
+    pub client: Client,
+    /// What is known.
+    pub world: Arc<World>,
+    /// Wanted and seen bundles.
+    pub board: Arc<Board>,
+    /// Where Events go.
+    pub events: Events,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Woken when another bundle is wanted.
+    pub deliveries: Arc<OnceLock<Arc<Workers<Delivery>>>>,
+}
+
+/// What is remembered of a server.
+#[derive(Default)]
+pub struct Memory {
+    service: Last<Service>,
+    config_map: Last<ConfigMap>,
+    deployment: Last<Deployment>,
+    status: LastStatus,
+}
+
+/// What a round found and did.
+#[derive(Default)]
+struct Outcome {
+    /// Who else has the server's name.
+    taken: Option<String>,
+    /// What is wrong with the server and its policies.
+    diagnostics: Vec<Diagnostic>,
+    bundle: Option<Bundle>,
+    wanted: Option<String>,
+    deployment: Option<Arc<Deployment>>,
+    policies: usize,
+    /// The first fault; later steps that do not need the failed one were done.
+    error: Option<Error>,
+}
+
+impl Outcome {
+    /// Keeps the first fault.
+    fn note<T>(&mut self, result: Result<T, Error>) -> Option<T> {
+        result.map_err(|error| self.error.get_or_insert(error)).ok()
+    }
+}
+
+impl Reconcile for Servers {
+    type Key = Key;
+    type Memory = Memory;
+    const NAME: &'static str = "mcpserver";
+
+    fn exists(&self, key: &Key) -> bool {
+        self.world.servers.get(key).is_some()
+    }
+
+    async fn reconcile(&self, key: &Key, memory: &mut Memory) -> Result<Next, Error> {
+        let Some(entry) = self.world.servers.get(key) else {
+            return Ok(Next::WhenWoken);
+        };
+        if entry.meta.deletion_timestamp.is_some() {
+            return Ok(Next::WhenWoken);
+        }
+        if !self.world.ready() {
+            return Err(Error::NoKeys);
+        }
+        let outcome = self.act(key, &entry, memory).await;
+        if let Some(error @ Error::Removing { .. }) = outcome.error {
+            return Err(error); // Not worth telling: it passes.
+        }
+        let written = self.report(key, &entry, &outcome, memory).await?;
+        match (outcome.error, written) {
+            (Some(error), _) => Err(error),
+            (None, Written::Stale) => Ok(Next::After(STALE)),
+            (None, _) if outcome.taken.is_some() => Ok(Next::After(LOOK_AGAIN)),
+            (None, _) => Ok(Next::WhenWoken),
+        }
+    }
+
+    fn retired(&self, key: &Key) {
+        self.board.forget(key);
+        if let Some(deliveries) = self.deliveries.get() {
+            deliveries.wake(key);
+        }
+    }
+}
+
+impl Servers {
+    async fn act(&self, key: &Key, entry: &Entry<McpServer>, memory: &mut Memory) -> Outcome {
+        let (client, world) = (&self.client, &self.world);
+        let owner = Owner {
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            uid: entry.meta.uid.clone().unwrap_or_default(),
+        };
+        let map_name = config_map_name(&key.name);
+        let (services, deployments, maps) = futures::join!(
+            find(client, &world.services, &owner, &key.name, &memory.service),
+            find(
+                client,
+                &world.deployments,
+                &owner,
+                &key.name,
+                &memory.deployment
+            ),
+            find(
+                client,
+                &world.config_maps,
+                &owner,
+                &map_name,
+                &memory.config_map
+            ),
+        );
+        let mut outcome = Outcome::default();
+        let services = outcome.note(services);
+        let deployments = outcome.note(deployments);
+        let maps = outcome.note(maps);
+        outcome.taken = taken(services.as_ref())
+            .or_else(|| taken(deployments.as_ref()))
+            .or_else(|| taken(maps.as_ref()));
+        let server = entry.decoded.as_ref().ok();
+        // Where the name is not free, only the bundle of what is there is kept up.
+        let may_write = outcome.taken.is_none() && server.is_some();
+
+        // The Service comes first: the bundle has its address.
+        let wanted = may_write.then(|| service(&owner));
+        let service = self
+            .ensure(services, wanted, &mut memory.service, &mut outcome)
+            .await;
+        let addresses = service.map(|s| cluster_ips(&s)).unwrap_or_default();
+        self.compile(key, entry, &addresses, &mut outcome);
+        let there = maps.as_ref().is_some_and(|maps| maps.ours().is_some());
+        let wanted = if may_write || there {
+            let bundle = outcome.bundle.as_ref().map(Bundle::to_json).transpose();
+            outcome.note(bundle.map_err(Error::from)).flatten()
+        } else {
+            None
+        };
+        if let Some(bundle) = wanted {
+            let hash = policy::bundle::hash(bundle.as_bytes());
+            outcome.wanted = Some(hash.clone());
+            let wanted = Some(config_map(&owner, bundle));
+            let map = self
+                .ensure(maps, wanted, &mut memory.config_map, &mut outcome)
+                .await;
+            if map.is_some() {
+                self.deliver(key, &hash);
+            }
+        }
+        let sidecar = &world.settings.sidecar;
+        let wanted = server.filter(|_| may_write);
+        let wanted = wanted.map(|server| deployment(&owner, server, sidecar));
+        outcome.deployment = self
+            .ensure(deployments, wanted, &mut memory.deployment, &mut outcome)
+            .await;
+        outcome
+    }
+
+    /// Makes an object what it is to be, where it may be written to.
+    async fn ensure<K: Child>(
+        &self,
+        found: Option<Found<K>>,
+        wanted: Option<K>,
+        last: &mut Last<K>,
+        outcome: &mut Outcome,
+    ) -> Option<Arc<K>> {
+        let found = found?;
+        match wanted {
+            Some(wanted) if found.foreign().is_none() => {
+                outcome.note(apply(&self.client, found.ours(), wanted, last).await)
+            }
+            _ => found.ours().cloned(),
+        }
+    }
+
+    fn compile(
+        &self,
+        key: &Key,
+        entry: &Entry<McpServer>,
+        addresses: &[String],
+        outcome: &mut Outcome,
+    ) {
+        let policies = self.world.policies_of(key);
+        outcome.policies = policies.len();
+        match &entry.decoded {
+            Ok(server) => {
+                let compiled = self.world.compile(key, server, &policies, addresses);
+                outcome.bundle = Some(compiled.bundle);
+                outcome.diagnostics = compiled.diagnostics;
+            }
+            Err(error) => {
+                outcome.bundle = Some(self.world.deny_all(key, addresses, error));
+                outcome.diagnostics = vec![Diagnostic {
+                    policy: None,
+                    path: String::new(),
+                    message: error.clone(),
+                    reason: Reason::Undecodable,
+                }];
+            }
+        }
+    }
+
+    fn deliver(&self, key: &Key, hash: &str) {
+        if self.board.want(key, hash)
+            && let Some(deliveries) = self.deliveries.get()
+        {
+            deliveries.wake(key);
+        }
+    }
+
+    /// Writes the status, and Events of what is new in it.
+    async fn report(
+        &self,
+        key: &Key,
+        entry: &Entry<McpServer>,
+        outcome: &Outcome,
+        memory: &mut Memory,
+    ) -> Result<Written, Error> {
+        let pods = self.world.pods.group(key);
+        let sights = self.board.sights(key);
+        let unseen = |pod: &Arc<k8s_openapi::api::core::v1::Pod>| {
+            let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+            delivery::can_be_asked(pod) && !sights.contains_key(uid)
+        };
+        if self.board.wanted(key).is_some() && pods.iter().any(unseen) {
+            return Ok(Written::Same); // Delivery asks at once, and then wakes us.
+        }
+        let bundle = outcome.bundle.as_ref();
+        let decoded = entry.decoded.is_ok();
+        let seen = status::Seen {
+            name: &key.name,
+            endpoint: bundle
+                .filter(|_| decoded)
+                .map(|bundle| (bundle.url.as_str(), bundle.audience.as_str())),
+            refused: refused(outcome),
+            apply_error: outcome.error.as_ref().map(ToString::to_string),
+            policies: outcome.policies,
+            wanted: outcome.wanted.as_deref(),
+            limits: bundle.is_some_and(|bundle| !bundle.limits.is_empty()),
+            deployment: outcome.deployment.as_deref(),
+            pods: pods.iter().map(|pod| &**pod).collect(),
+            sights: &sights,
+        };
+        let stamp = Stamp {
+            before: &entry.status,
+            generation: entry.generation(),
+            now: Timestamp::now(),
+        };
+        let status = status::status(&seen, stamp);
+        let json = serde_json::to_value(&status)?;
+        let written = write(&self.client, key, entry, &json, &mut memory.status).await?;
+        if written == Written::Yes {
+            self.metrics.wrote_status();
+            let before = &entry.status;
+            let new_bundle = before["bundle"]["wanted"] != json["bundle"]["wanted"];
+            let news = news(before, &status.conditions, new_bundle);
+            self.events.publish::<McpServer>(&entry.meta, news).await;
+        }
+        Ok(written)
+    }
+}
+
+fn taken<K>(found: Option<&Found<K>>) -> Option<String> {
+    found?.foreign().map(str::to_owned)
+}
+
+/// The Service's addresses as a `Host` header carries them.
+fn cluster_ips(service: &Service) -> Vec<String> {
+    let spec = service.spec.as_ref();
+    let ips = spec.and_then(|spec| spec.cluster_ips.as_ref());
+    let host = |ip: &String| match ip.parse().ok()? {
+        IpAddr::V4(ip) => Some(ip.to_string()),
+        IpAddr::V6(ip) => Some(format!("[{ip}]")),
+    };
+    ips.into_iter().flatten().filter_map(host).collect()
+}
+
+/// Why the server is refused, where it is.
+fn refused(outcome: &Outcome) -> Option<(Reason, String)> {
+    if let Some(taken) = &outcome.taken {
+        let message = format!(
+            "{taken} exists and is not Toolward's; it was left as it is. Remove or rename it, or give this McpServer another name."
+        );
+        return Some((Reason::NameTaken, message));
+    }
+    let first = outcome.diagnostics.first()?;
+    let reason = match (first.reason, &first.policy) {
+        (Reason::Undecodable, Some(_)) => Reason::PolicyInvalid,
+        (reason, _) => reason,
+    };
+    let faults: Vec<_> = outcome.diagnostics.iter().map(fault).collect();
+    let message = format!(
+        "{}. Until this is mended, every call is denied.",
+        faults.join("; ")
+    );
+    Some((reason, message))
+}
+
+fn fault(diagnostic: &Diagnostic) -> String {
+    if diagnostic.path.is_empty() {
+        diagnostic.message.clone()
+    } else {
+        diagnostic.to_string()
+    }
+}

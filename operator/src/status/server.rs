@@ -1,0 +1,306 @@
+//! The status of an `McpServer`.
+
+use std::collections::BTreeMap;
+
+use crds::{
+    BundleStatus, ConditionStatus, ConditionType, McpServerStatus, Reason, RunningBundle,
+    ToolStatus,
+};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::ResourceExt;
+use policy::report::{Report, UpstreamState};
+
+use super::{
+    Stamp, Verdict, clip,
+    pod::{Trouble, is_live, is_ready, sidecar_runs, trouble},
+    tail,
+};
+use crate::{board::Sights, names::SERVER_LABEL};
+
+const MAX_TOOLS: usize = 256;
+const MAX_BUNDLES: usize = 16;
+const MAX_WORDS: usize = 1024;
+
+/// All that was seen of a server.
+#[derive(Clone, Debug)]
+pub struct Seen<'a> {
+    /// Name of the server.
+    pub name: &'a str,
+    /// URL and audience, where the server can be decoded.
+    pub endpoint: Option<(&'a str, &'a str)>,
+    /// Why the server is refused, where it is.
+    pub refused: Option<(Reason, String)>,
+    /// Why something could not be written.
+    pub apply_error: Option<String>,
+    /// Number of policies that target it.
+    pub policies: usize,
+    /// Hash of the wanted bundle, once it is written.
+    pub wanted: Option<&'a str>,
+    /// Whether the bundle has limits.
+    pub limits: bool,
+    /// The Deployment, where it is ours.
+    pub deployment: Option<&'a Deployment>,
+    /// The pods.
+    pub pods: Vec<&'a Pod>,
+    /// What their sidecars say.
+    pub sights: &'a Sights,
+}
+
+/// The status of a server.
+pub fn status(seen: &Seen<'_>, stamp: Stamp<'_>) -> McpServerStatus {
+    let accepted = accepted(seen);
+    // Callers of a server that is refused are denied, whatever runs.
+    let or_refused = |verdict: Verdict| match accepted.status {
+        ConditionStatus::True => verdict,
+        _ => accepted.clone(),
+    };
+    let conditions = vec![
+        stamp.condition(ConditionType::Accepted, accepted.clone()),
+        stamp.condition(ConditionType::Programmed, programmed(seen)),
+        stamp.condition(ConditionType::Ready, or_refused(ready(seen))),
+        stamp.condition(ConditionType::Enforced, or_refused(enforced(seen))),
+    ];
+    let (tool_count, tools) = tools(seen);
+    let replicas = seen
+        .deployment
+        .and_then(|deployment| deployment.status.as_ref())
+        .map(|status| status.replicas.unwrap_or_default());
+    McpServerStatus {
+        observed_generation: Some(stamp.generation),
+        url: seen.endpoint.map(|(url, _)| clip(url, 2048)),
+        audience: seen.endpoint.map(|(_, audience)| clip(audience, 2048)),
+        replicas,
+        selector: Some(format!("{SERVER_LABEL}={}", seen.name)),
+        tool_count: tool_count.map(count),
+        policy_count: Some(count(seen.policies)),
+        bundle: seen.wanted.map(|wanted| BundleStatus {
+            wanted: wanted.to_owned(),
+            running: running(seen),
+        }),
+        truncated: tool_count.is_some_and(|count| count > tools.len()),
+        tools,
+        conditions,
+    }
+}
+
+fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+fn pods(number: usize) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} pod{plural}")
+}
+
+fn accepted(seen: &Seen<'_>) -> Verdict {
+    match &seen.refused {
+        Some((reason, message)) => Verdict::no(*reason, message),
+        None if seen.policies == 0 => Verdict::yes(
+            Reason::Accepted,
+            "No McpToolPolicy targets this server, so every call is denied.",
+        ),
+        None => Verdict::yes(Reason::Accepted, "Toolward acts on this server."),
+    }
+}
+
+fn report<'a>(seen: &Seen<'a>, pod: &Pod) -> Option<&'a Report> {
+    seen.sights.get(&pod.uid()?)?.report.as_ref()
+}
+
+/// Pods whose sidecar runs: those that decide on calls.
+fn deciding<'a>(seen: &Seen<'a>) -> Vec<&'a Pod> {
+    let pods = seen.pods.iter().copied();
+    pods.filter(|pod| sidecar_runs(pod)).collect()
+}
+
+fn scaled_to_zero(seen: &Seen<'_>) -> bool {
+    let spec = seen.deployment.and_then(|d| d.spec.as_ref());
+    spec.is_some_and(|spec| spec.replicas == Some(0))
+}
+
+fn programmed(seen: &Seen<'_>) -> Verdict {
+    if let Some(error) = &seen.apply_error {
+        let message = format!("{error}. Toolward tries again by itself.");
+        return Verdict::no(Reason::ApplyFailed, message);
+    }
+    let Some(wanted) = seen.wanted else {
+        return Verdict::no(Reason::Pending, "Nothing has been written for this server.");
+    };
+    let sidecars = deciding(seen);
+    if sidecars.is_empty() {
+        return if scaled_to_zero(seen) {
+            Verdict::yes(
+                Reason::InForce,
+                "No sidecar runs; the next one starts with the wanted bundle.",
+            )
+        } else {
+            Verdict::no(Reason::Pending, "No sidecar runs yet.")
+        };
+    }
+    let reports: Vec<_> = sidecars.iter().map(|pod| report(seen, pod)).collect();
+    let rejected = reports.iter().flatten().find_map(|report| {
+        let rejected = report.bundle.rejected.as_ref();
+        rejected.filter(|rejected| rejected.hash == wanted)
+    });
+    if let Some(rejected) = rejected {
+        let error = tail(&rejected.error, MAX_WORDS);
+        let message = format!(
+            "A sidecar cannot read the wanted bundle and keeps the last good one: {error}. Operator and sidecar must be of one release."
+        );
+        return Verdict::no(Reason::BundleRejected, message);
+    }
+    let has = |report: &&Report| report.bundle.hash.as_deref() == Some(wanted);
+    let having = reports.iter().flatten().copied().filter(has).count();
+    if having == sidecars.len() {
+        return Verdict::yes(
+            Reason::InForce,
+            format!("All sidecars ({having}) enforce the wanted bundle."),
+        );
+    }
+    let silent = sidecars.iter().find_map(|pod| {
+        let error = seen.sights.get(&pod.uid()?)?.error.as_ref()?;
+        Some(format!("; the sidecar of pod {} {error}", pod.name_any()))
+    });
+    let message = format!(
+        "{having} of {} sidecars enforce the wanted bundle{}.",
+        sidecars.len(),
+        silent.unwrap_or_default()
+    );
+    Verdict::no(Reason::Pending, message)
+}
+
+fn ready(seen: &Seen<'_>) -> Verdict {
+    let live: Vec<_> = seen.pods.iter().copied().filter(|p| is_live(p)).collect();
+    let failed = |pod: &Pod| {
+        let report = report(seen, pod)?;
+        (report.upstream.state == UpstreamState::Failed).then(|| Trouble {
+            reason: Reason::ServerFailed,
+            message: format!(
+                "the server in pod {} does not answer: {}",
+                pod.name_any(),
+                tail(&report.upstream.message, MAX_WORDS)
+            ),
+        })
+    };
+    let serving = live
+        .iter()
+        .filter(|pod| is_ready(pod) && failed(pod).is_none())
+        .count();
+    let trouble = live
+        .iter()
+        .find_map(|pod| trouble(pod))
+        .or_else(|| live.iter().find_map(|pod| failed(pod)))
+        .or_else(|| replica_failure(seen.deployment?));
+    if serving > 0 {
+        let more = trouble.map(|t| format!("; but {}", t.message));
+        let message = format!(
+            "{serving} of {} serving{}.",
+            pods(live.len()),
+            more.unwrap_or_default()
+        );
+        return Verdict::yes(Reason::Serving, message);
+    }
+    if scaled_to_zero(seen) {
+        return Verdict::no(
+            Reason::ScaledToZero,
+            "The number of replicas is 0: scale up to serve.",
+        );
+    }
+    match trouble {
+        Some(Trouble { reason, message }) => Verdict::no(reason, capital(&message)),
+        None => Verdict::no(Reason::Starting, starting(live.len())),
+    }
+}
+
+fn starting(live: usize) -> String {
+    match live {
+        0 => "No pod exists yet.".to_owned(),
+        live => format!("Waiting for {} to get ready.", pods(live)),
+    }
+}
+
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().map(|c| c.to_ascii_uppercase());
+    first.into_iter().chain(chars).collect()
+}
+
+/// Why the Deployment cannot create pods: quota, pod security, a webhook.
+fn replica_failure(deployment: &Deployment) -> Option<Trouble> {
+    let conditions = deployment.status.as_ref()?.conditions.as_ref()?;
+    let failure = conditions
+        .iter()
+        .find(|c| c.type_ == "ReplicaFailure" && c.status == "True")?;
+    let message = failure.message.as_deref().unwrap_or("no reason is given");
+    Some(Trouble {
+        reason: Reason::PodsFailing,
+        message: format!("pods cannot be created: {}", tail(message, MAX_WORDS)),
+    })
+}
+
+fn enforced(seen: &Seen<'_>) -> Verdict {
+    let replicas = seen.deployment.map(desired_replicas).unwrap_or_default();
+    match seen.limits && replicas > 1 {
+        true => per_replica(replicas),
+        false => Verdict::yes(Reason::Enforced, "All rules and limits hold as written."),
+    }
+}
+
+/// Limits of a server with several replicas.
+pub(super) fn per_replica(replicas: i32) -> Verdict {
+    Verdict::no(
+        Reason::PerReplica,
+        format!(
+            "Each of {replicas} replicas counts calls for itself, so a caller may get up to {replicas} times what a limit says. Set deployment.replicas to 1 for exact limits."
+        ),
+    )
+}
+
+/// How many pods a Deployment asks for.
+pub fn desired_replicas(deployment: &Deployment) -> i32 {
+    let spec = deployment.spec.as_ref();
+    spec.and_then(|spec| spec.replicas).unwrap_or(1)
+}
+
+/// Bundles in force, by hash, with the number of pods that have them.
+fn running(seen: &Seen<'_>) -> Vec<RunningBundle> {
+    let mut bundles = BTreeMap::<&str, i32>::new();
+    for pod in deciding(seen) {
+        let hash = report(seen, pod).and_then(|report| report.bundle.hash.as_deref());
+        if let Some(hash) = hash.filter(|hash| is_hash(hash)) {
+            *bundles.entry(hash).or_default() += 1;
+        }
+    }
+    let running = |(hash, replicas): (&str, i32)| RunningBundle {
+        hash: hash.to_owned(),
+        replicas,
+    };
+    bundles.into_iter().map(running).take(MAX_BUNDLES).collect()
+}
+
+/// Pods are untrusted: what they call a hash may be anything.
+fn is_hash(text: &str) -> bool {
+    let digits = text.strip_prefix("sha256:");
+    digits.is_some_and(|d| d.len() == 64 && d.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// The tools of the youngest pod that tells any: in a rollout, the new ones.
+fn tools(seen: &Seen<'_>) -> (Option<usize>, Vec<ToolStatus>) {
+    let told = deciding(seen).into_iter().filter_map(|pod| {
+        let tools = report(seen, pod)?.tools.as_ref()?;
+        Some(((pod.creation_timestamp(), pod.name_any()), tools))
+    });
+    let Some((_, tools)) = told.max_by(|(a, _), (b, _)| a.cmp(b)) else {
+        return (None, Vec::new());
+    };
+    let mut list: Vec<_> = tools
+        .iter()
+        .map(|tool| ToolStatus {
+            name: clip(&tool.name, 256),
+            digest: clip(&tool.digest, 80),
+        })
+        .collect();
+    list.sort_by(|a, b| a.name.cmp(&b.name));
+    list.truncate(MAX_TOOLS);
+    (Some(tools.len()), list)
+}

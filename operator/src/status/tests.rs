@@ -1,0 +1,545 @@
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use ::policy::report::{
+    BundleReport, RejectedBundle, Report, ToolReport, UpstreamReport, UpstreamState,
+};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use serde_json::json;
+
+use super::{policy::Target, server::Seen, *};
+use crate::board::{Sight, Sights};
+
+const WANTED: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+const OLD: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+fn object<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+/// A pod `p0`, `p1`, … whose sidecar runs; `more` goes over its status.
+fn pod(index: u8, ready: bool, more: Value) -> Pod {
+    let mut status = json!({
+        "phase": "Running",
+        "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}],
+        "initContainerStatuses": [container("toolward-sidecar", json!({"state": {"running": {}}}))],
+        "containerStatuses": [container("server", json!({"state": {"running": {}}, "ready": ready}))],
+    });
+    for (name, value) in more.as_object().unwrap() {
+        status[name] = value.clone();
+    }
+    object(json!({
+        "metadata": {
+            "name": format!("p{index}"), "uid": format!("u{index}"),
+            "creationTimestamp": format!("2026-01-01T00:00:0{index}Z"),
+        },
+        "status": status,
+    }))
+}
+
+fn container(name: &str, more: Value) -> Value {
+    let mut status =
+        json!({"name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0});
+    for (name, value) in more.as_object().unwrap() {
+        status[name] = value.clone();
+    }
+    status
+}
+
+fn server_container(more: Value) -> Value {
+    json!({"containerStatuses": [container("server", more)]})
+}
+
+fn deployment(replicas: i32, more: Value) -> Deployment {
+    object(json!({
+        "spec": {"replicas": replicas, "selector": {}, "template": {}},
+        "status": more,
+    }))
+}
+
+fn report(hash: &str, state: UpstreamState) -> Report {
+    Report {
+        bundle: BundleReport {
+            hash: Some(hash.to_owned()),
+            rejected: None,
+        },
+        upstream: UpstreamReport {
+            state,
+            message: "exit status: 2; the end of its standard error: no database".to_owned(),
+        },
+        tools: None,
+    }
+}
+
+fn sights(reports: Vec<Report>) -> Sights {
+    let sight = |(index, report): (usize, Report)| {
+        let report = Some(report);
+        (
+            format!("u{index}"),
+            Sight {
+                report,
+                error: None,
+            },
+        )
+    };
+    reports.into_iter().enumerate().map(sight).collect()
+}
+
+fn seen<'a>(deployment: &'a Deployment, pods: &'a [Pod], sights: &'a Sights) -> Seen<'a> {
+    Seen {
+        name: "orders",
+        endpoint: Some(("http://orders.shop.svc/mcp", "http://orders.shop.svc/mcp")),
+        refused: None,
+        apply_error: None,
+        policies: 1,
+        wanted: Some(WANTED),
+        limits: false,
+        deployment: Some(deployment),
+        pods: pods.iter().collect(),
+        sights,
+    }
+}
+
+const NEW: Stamp<'_> = Stamp {
+    before: &Value::Null,
+    generation: 3,
+    now: Timestamp::UNIX_EPOCH,
+};
+
+/// `Type=Status/Reason`, and the message.
+fn verdict(conditions: &[Condition], type_: ConditionType) -> (String, String) {
+    let condition = conditions.iter().find(|c| c.type_ == type_).unwrap();
+    let Condition {
+        status,
+        reason,
+        message,
+        ..
+    } = condition;
+    (format!("{status:?}/{reason}"), message.clone())
+}
+
+fn check(seen: &Seen<'_>, type_: ConditionType, expected: &str, says: &str) {
+    let status = server::status(seen, NEW);
+    let (verdict, message) = verdict(&status.conditions, type_);
+    assert_eq!(verdict, expected, "{message}");
+    assert!(message.contains(says), "{message:?} does not say {says:?}");
+}
+
+#[test]
+fn ready_says_why_not() {
+    use UpstreamState::{Failed, Serving, Starting};
+    let crash = json!({"exitCode": 1, "reason": "Error", "message": "boot\nno database\n"});
+    let running = || json!({"state": {"running": {}}});
+    let last = |state: Value| {
+        server_container(
+            json!({"state": state, "lastState": {"terminated": crash}, "restartCount": 2}),
+        )
+    };
+    let waiting = |reason: &str, message: &str| {
+        server_container(json!({"state": {"waiting": {"reason": reason, "message": message}}}))
+    };
+    let unscheduled = json!({"phase": "Pending", "conditions": [
+        {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}]});
+    let oom = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}});
+    for (pod, upstream, expected, says) in [
+        (
+            pod(0, true, json!({})),
+            Serving,
+            "True/Serving",
+            "1 of 1 pod serving.",
+        ),
+        (
+            pod(0, false, json!({})),
+            Starting,
+            "False/Starting",
+            "Waiting for 1 pod",
+        ),
+        (
+            pod(0, true, json!({})),
+            Failed,
+            "False/ServerFailed",
+            "no database",
+        ),
+        (
+            pod(0, false, last(running()["state"].clone())),
+            Failed,
+            "False/ServerFailed",
+            "ended with exit code 1 after 2 restarts: boot\nno database",
+        ),
+        (
+            pod(
+                0,
+                false,
+                last(json!({"waiting": {"reason": "CrashLoopBackOff"}})),
+            ),
+            Starting,
+            "False/ServerFailed",
+            "no database",
+        ),
+        (
+            pod(0, false, server_container(json!({"state": oom}))),
+            Starting,
+            "False/ServerFailed",
+            "ran out of memory",
+        ),
+        (
+            pod(
+                0,
+                false,
+                waiting("ImagePullBackOff", "Back-off pulling image"),
+            ),
+            Starting,
+            "False/PodsFailing",
+            "Container server of pod p0: ImagePullBackOff: Back-off",
+        ),
+        (
+            pod(
+                0,
+                false,
+                waiting("CreateContainerConfigError", "secret \"s\" not found"),
+            ),
+            Starting,
+            "False/PodsFailing",
+            "secret \"s\" not found",
+        ),
+        (
+            pod(0, false, waiting("ContainerCreating", "")),
+            Starting,
+            "False/Starting",
+            "Waiting",
+        ),
+        (
+            pod(0, false, unscheduled),
+            Starting,
+            "False/PodsFailing",
+            "0/1 nodes are available",
+        ),
+    ] {
+        let pods = [pod];
+        let sights = sights(vec![report(WANTED, upstream)]);
+        check(
+            &seen(&deployment(1, json!({})), &pods, &sights),
+            ConditionType::Ready,
+            expected,
+            says,
+        );
+    }
+}
+
+#[test]
+fn ready_without_pods() {
+    let quota = json!({"conditions": [{"type": "ReplicaFailure", "status": "True",
+        "message": "pods \"orders\" is forbidden: exceeded quota"}]});
+    let none = Sights::new();
+    for (deployment, expected, says) in [
+        (
+            deployment(1, json!({})),
+            "False/Starting",
+            "No pod exists yet",
+        ),
+        (deployment(0, json!({})), "False/ScaledToZero", "scale up"),
+        (deployment(1, quota), "False/PodsFailing", "exceeded quota"),
+    ] {
+        check(
+            &seen(&deployment, &[], &none),
+            ConditionType::Ready,
+            expected,
+            says,
+        );
+    }
+}
+
+#[test]
+fn old_pods_serve_while_new_ones_fail() {
+    let waiting = json!({"state": {"waiting": {"reason": "ErrImagePull", "message": "not there"}}});
+    let pods = [
+        pod(0, true, json!({})),
+        pod(1, false, server_container(waiting)),
+    ];
+    let sights = sights(vec![report(WANTED, UpstreamState::Serving)]);
+    let deployment = deployment(1, json!({}));
+    check(
+        &seen(&deployment, &pods, &sights),
+        ConditionType::Ready,
+        "True/Serving",
+        "1 of 2 pods serving; but container server of pod p1: ErrImagePull",
+    );
+}
+
+#[test]
+fn programmed_counts_sidecars() {
+    let one = deployment(1, json!({}));
+    let pods = [pod(0, true, json!({})), pod(1, true, json!({}))];
+    let with = |hash| report(hash, UpstreamState::Serving);
+    let mut rejecting = with(OLD);
+    rejecting.bundle.rejected = Some(RejectedBundle {
+        hash: WANTED.into(),
+        error: "version 2".into(),
+    });
+    let mut other = with(WANTED);
+    other.bundle.rejected = Some(RejectedBundle {
+        hash: OLD.into(),
+        error: "version 2".into(),
+    });
+    for (reports, expected, says) in [
+        (vec![with(WANTED), with(WANTED)], "True/InForce", "(2)"),
+        (vec![with(WANTED), other], "True/InForce", "(2)"),
+        (vec![with(WANTED), with(OLD)], "False/Pending", "1 of 2"),
+        (vec![with(WANTED)], "False/Pending", "1 of 2"),
+        (
+            vec![with(WANTED), rejecting],
+            "False/BundleRejected",
+            "version 2",
+        ),
+    ] {
+        let sights = sights(reports);
+        check(
+            &seen(&one, &pods, &sights),
+            ConditionType::Programmed,
+            expected,
+            says,
+        );
+    }
+    let none = Sights::new();
+    check(
+        &seen(&one, &[], &none),
+        ConditionType::Programmed,
+        "False/Pending",
+        "No sidecar runs yet",
+    );
+    check(
+        &seen(&deployment(0, json!({})), &[], &none),
+        ConditionType::Programmed,
+        "True/InForce",
+        "No sidecar runs",
+    );
+    let refused = Seen {
+        apply_error: Some("applying Deployment orders: nope".into()),
+        ..seen(&one, &[], &none)
+    };
+    check(
+        &refused,
+        ConditionType::Programmed,
+        "False/ApplyFailed",
+        "nope. Toolward tries again",
+    );
+    let silent = Sights::from([(
+        "u0".into(),
+        Sight {
+            report: None,
+            error: Some("does not answer".into()),
+        },
+    )]);
+    check(
+        &seen(&one, &pods[..1], &silent),
+        ConditionType::Programmed,
+        "False/Pending",
+        "the sidecar of pod p0 does not answer",
+    );
+}
+
+#[test]
+fn enforced_and_refused() {
+    let none = Sights::new();
+    let (one, two) = (deployment(1, json!({})), deployment(2, json!({})));
+    let limits = |deployment| Seen {
+        limits: true,
+        ..seen(deployment, &[], &none)
+    };
+    check(&limits(&one), ConditionType::Enforced, "True/Enforced", "");
+    check(
+        &limits(&two),
+        ConditionType::Enforced,
+        "False/PerReplica",
+        "2 replicas",
+    );
+    check(
+        &seen(&two, &[], &none),
+        ConditionType::Enforced,
+        "True/Enforced",
+        "",
+    );
+    let refused = Seen {
+        refused: Some((Reason::PolicyInvalid, "p: spec.rules[0]".into())),
+        ..limits(&two)
+    };
+    for type_ in [
+        ConditionType::Accepted,
+        ConditionType::Ready,
+        ConditionType::Enforced,
+    ] {
+        check(&refused, type_, "False/PolicyInvalid", "spec.rules[0]");
+    }
+    let unguarded = Seen {
+        policies: 0,
+        ..seen(&one, &[], &none)
+    };
+    check(
+        &unguarded,
+        ConditionType::Accepted,
+        "True/Accepted",
+        "No McpToolPolicy targets",
+    );
+}
+
+#[test]
+fn what_pods_report_is_bounded() {
+    let tool = |index: usize| ToolReport {
+        name: format!("t{index:03}\u{7}{}", "x".repeat(300)),
+        digest: "d".repeat(300),
+    };
+    let mut big = report("not a hash", UpstreamState::Failed);
+    big.upstream.message = "m\u{1b}".repeat(100_000);
+    big.tools = Some((0..1000).rev().map(tool).collect());
+    let (sights, one, pods) = (
+        sights(vec![big]),
+        deployment(1, json!({})),
+        [pod(0, true, json!({}))],
+    );
+    let status = server::status(&seen(&one, &pods, &sights), NEW);
+    assert_eq!(
+        (status.tool_count, status.tools.len(), status.truncated),
+        (Some(1000), 256, true)
+    );
+    assert!(
+        status.tools[0].name.starts_with("t000x") && status.tools[0].name.chars().count() == 256
+    );
+    assert_eq!(status.tools[0].digest.chars().count(), 80);
+    assert_eq!(status.bundle.unwrap().running, []);
+    assert!(
+        status
+            .conditions
+            .iter()
+            .all(|c| c.message.len() < 2000 && !c.message.contains('\u{1b}'))
+    );
+}
+
+#[test]
+fn tools_are_those_of_the_youngest_pod_that_tells() {
+    let tools = |name: &str| {
+        let mut report = report(WANTED, UpstreamState::Serving);
+        report.tools = Some(vec![ToolReport {
+            name: name.into(),
+            digest: String::new(),
+        }]);
+        report
+    };
+    let pods = [
+        pod(0, true, json!({})),
+        pod(1, true, json!({})),
+        pod(2, true, json!({})),
+    ];
+    let sights = sights(vec![
+        tools("old"),
+        tools("new"),
+        report(WANTED, UpstreamState::Starting),
+    ]);
+    let status = server::status(&seen(&deployment(1, json!({})), &pods, &sights), NEW);
+    assert_eq!(status.tools[0].name, "new");
+}
+
+#[test]
+fn the_transition_time_moves_with_the_status_only() {
+    let before = json!({"conditions": [
+        {"type": "Ready", "status": "True", "reason": "OfAnotherVersion", "lastTransitionTime": "2020-01-01T00:00:00Z"},
+        {"type": "Accepted", "status": "False", "lastTransitionTime": "2020-01-01T00:00:00Z"},
+        {"type": "Programmed", "status": "True", "lastTransitionTime": 7},
+    ]});
+    let stamp = Stamp {
+        before: &before,
+        ..NEW
+    };
+    let time = |type_| {
+        let verdict = Verdict::yes(Reason::Serving, "");
+        stamp
+            .condition(type_, verdict)
+            .last_transition_time
+            .0
+            .to_string()
+    };
+    assert_eq!(time(ConditionType::Ready), "2020-01-01T00:00:00Z");
+    assert_eq!(time(ConditionType::Accepted), "1970-01-01T00:00:00Z");
+    assert_eq!(time(ConditionType::Programmed), "1970-01-01T00:00:00Z");
+    assert_eq!(time(ConditionType::Enforced), "1970-01-01T00:00:00Z");
+}
+
+#[test]
+fn policies_say_what_they_act_on() {
+    let target = |name: &str| Target {
+        name: name.into(),
+        exists: true,
+        faults: vec![],
+        replicas: 1,
+    };
+    let missing = Target {
+        exists: false,
+        ..target("gone")
+    };
+    let fault = Target {
+        faults: vec!["spec.rules[0].from[1]: nobody".into()],
+        ..target("b")
+    };
+    let two = Target {
+        replicas: 2,
+        ..target("b")
+    };
+    for (targets, limits, accepted, enforced, says) in [
+        (
+            vec![target("a"), target("b")],
+            true,
+            "True/Accepted",
+            "True/Enforced",
+            "a, b",
+        ),
+        (
+            vec![target("a"), missing.clone()],
+            false,
+            "False/TargetNotFound",
+            "False/TargetNotFound",
+            ": gone.",
+        ),
+        (
+            vec![missing, fault],
+            false,
+            "False/PolicyInvalid",
+            "False/PolicyInvalid",
+            "for McpServer b: spec.rules[0].from[1]: nobody",
+        ),
+        (
+            vec![target("a"), two.clone()],
+            true,
+            "True/Accepted",
+            "False/PerReplica",
+            "",
+        ),
+        (vec![two], false, "True/Accepted", "True/Enforced", ""),
+    ] {
+        let status = policy::status(&targets, limits, NEW);
+        let (verdict_accepted, message) = verdict(&status.conditions, ConditionType::Accepted);
+        assert_eq!(verdict_accepted, accepted, "{message}");
+        assert!(message.contains(says), "{message}");
+        assert_eq!(
+            verdict(&status.conditions, ConditionType::Enforced).0,
+            enforced
+        );
+    }
+    let status = policy::undecodable("spec.rules[0].effect: unknown", NEW);
+    let (accepted, message) = verdict(&status.conditions, ConditionType::Accepted);
+    assert_eq!(accepted, "False/PolicyInvalid");
+    assert!(message.contains("spec.rules[0].effect"), "{message}");
+}
+
+#[test]
+fn clipping_counts_characters() {
+    let cases = BTreeMap::from([
+        ("  ab \n", "ab"),
+        ("abcd", "abcd"),
+        ("abcde", "abc…"),
+        ("äöüßé", "äöü…"),
+    ]);
+    for (text, expected) in cases {
+        assert_eq!(clip(text, 4), expected);
+    }
+    assert_eq!(tail("abcdef\n", 3), "def");
+}

@@ -1,0 +1,292 @@
+//! An API server in memory: objects by path, server-side apply as a merge.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{Arc, Mutex, OnceLock},
+};
+
+use http::{Method, Request, Response};
+use http_body_util::BodyExt;
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Pod, Service},
+};
+use kube::{Client, client::Body, runtime::watcher::Event};
+use operator::{
+    Settings,
+    board::Board,
+    desired::SidecarImage,
+    entry::{Entry, Kind},
+    events::Events,
+    metrics::Metrics,
+    names::Key,
+    policies::Policies,
+    server::Servers,
+    table::{Row, Table},
+    world::World,
+};
+use policy::bundle::Issuer;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+type Objects = BTreeMap<(String, String), Value>;
+
+#[derive(Default)]
+struct Store {
+    objects: Objects,
+    version: u64,
+    writes: Vec<String>,
+    refused: Option<(Method, String, u16, String)>,
+}
+
+/// The API server, and an operator's view of it.
+pub struct Fake {
+    store: Arc<Mutex<Store>>,
+    world: Arc<World>,
+}
+
+impl Fake {
+    pub fn new() -> Self {
+        let settings = Settings {
+            sidecar: SidecarImage {
+                image: "sidecar:1".into(),
+                pull_policy: "IfNotPresent".into(),
+            },
+            allow_anonymous: false,
+            cluster_domain: "cluster.local".into(),
+            account: Key::new("toolward-system", "toolward-operator"),
+        };
+        let issuer = Issuer {
+            name: "cluster".into(),
+            issuer: "https://kubernetes.default.svc".into(),
+            service_accounts: true,
+            jwks: json!({"keys": []}),
+        };
+        let (_, current) = tokio::sync::watch::channel(Some(Arc::new(issuer)));
+        let operator = "system:serviceaccount:toolward-system:toolward-operator";
+        Self {
+            store: Arc::default(),
+            world: Arc::new(World::new(settings, operator.into(), current)),
+        }
+    }
+
+    pub fn key(name: &str) -> Key {
+        Key::new("shop", name)
+    }
+
+    fn locked<T>(&self, f: impl FnOnce(&mut Store) -> T) -> T {
+        f(&mut self.store.lock().unwrap())
+    }
+
+    /// Adds or replaces an object.
+    pub fn put(&self, plural: &str, object: Value) {
+        self.locked(|store| store.put(plural, object));
+    }
+
+    /// Adds an object that is not of Toolward.
+    pub fn put_unlabelled(&self, plural: &str, name: &str) {
+        self.put(
+            plural,
+            json!({"metadata": {"name": name, "namespace": "shop", "uid": "foreign"}}),
+        );
+    }
+
+    pub fn get(&self, plural: &str, name: &str) -> Option<Value> {
+        self.locked(|store| store.objects.get(&(plural.into(), name.into())).cloned())
+    }
+
+    pub fn change(&self, plural: &str, name: &str, change: impl FnOnce(&mut Value)) {
+        let mut object = self.get(plural, name).unwrap();
+        change(&mut object);
+        self.put(plural, object);
+    }
+
+    pub fn remove(&self, plural: &str, name: &str) {
+        self.locked(|store| store.objects.remove(&(plural.into(), name.into())));
+    }
+
+    /// Refuses all requests of one method for one kind.
+    pub fn refuse(&self, method: Method, plural: &str, code: u16, message: &str) {
+        let refused = Some((method, plural.into(), code, message.into()));
+        self.locked(|store| store.refused = refused);
+    }
+
+    /// What was written since the last time.
+    pub fn writes(&self) -> Vec<String> {
+        self.locked(|store| std::mem::take(&mut store.writes))
+    }
+
+    /// The watches catch up.
+    pub fn sync(&self) {
+        let world = &self.world;
+        relist(&world.servers, self.own("mcpservers"));
+        relist(&world.policies, self.own("mcptoolpolicies"));
+        relist(
+            &world.deployments,
+            self.labelled::<Deployment>("deployments"),
+        );
+        relist(&world.services, self.labelled::<Service>("services"));
+        relist(&world.config_maps, self.labelled::<ConfigMap>("configmaps"));
+        relist(&world.pods, self.labelled::<Pod>("pods"));
+    }
+
+    fn list(&self, plural: &str) -> Vec<Value> {
+        self.locked(|store| {
+            let of_kind = store.objects.iter().filter(|((kind, _), _)| kind == plural);
+            of_kind.map(|(_, object)| object.clone()).collect()
+        })
+    }
+
+    fn own<T: Kind>(&self, plural: &str) -> Vec<Entry<T>> {
+        let read = |object| Entry::read(serde_json::from_value(object).unwrap(), None);
+        self.list(plural).into_iter().map(read).collect()
+    }
+
+    fn labelled<K: DeserializeOwned>(&self, plural: &str) -> Vec<K> {
+        let mut objects = self.list(plural);
+        objects.retain(|object| object["metadata"]["labels"]["toolward.dev/server"].is_string());
+        let read = |object| serde_json::from_value(object).unwrap();
+        objects.into_iter().map(read).collect()
+    }
+
+    /// The reconciler of servers, with watches that are up to date.
+    pub fn servers(&self) -> Servers {
+        self.sync();
+        self.servers_as_seen()
+    }
+
+    /// The reconciler of servers, with what the watches told last.
+    pub fn servers_as_seen(&self) -> Servers {
+        Servers {
+            client: self.client(),
+            world: self.world.clone(),
+            board: Arc::new(Board::default()),
+            events: Events::new(self.client()),
+            metrics: Metrics::default(),
+            deliveries: Arc::new(OnceLock::new()),
+        }
+    }
+
+    /// The reconciler of policies, with watches that are up to date.
+    pub fn policies(&self) -> Policies {
+        self.sync();
+        Policies {
+            client: self.client(),
+            world: self.world.clone(),
+            events: Events::new(self.client()),
+            metrics: Metrics::default(),
+        }
+    }
+
+    fn client(&self) -> Client {
+        let store = self.store.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let store = store.clone();
+            async move {
+                let (head, body) = request.into_parts();
+                let body = body.collect().await.unwrap().to_bytes();
+                let (code, answer) = store.lock().unwrap().answer(&head, &body);
+                let response = Response::builder().status(code);
+                let body = Body::from(answer.to_string().into_bytes());
+                Ok::<_, Infallible>(response.body(body).unwrap())
+            }
+        });
+        Client::new(service, "default")
+    }
+}
+
+fn relist<V: Row>(table: &Table<V>, rows: Vec<V>) {
+    table.apply(Event::Init);
+    for row in rows {
+        table.apply(Event::InitApply(row));
+    }
+    table.apply(Event::InitDone);
+}
+
+fn status(code: u16, message: &str) -> (u16, Value) {
+    let reason = match code {
+        404 => "NotFound",
+        409 => "Conflict",
+        _ => "",
+    };
+    let status = json!({
+        "kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message,
+    });
+    (code, status)
+}
+
+impl Store {
+    fn put(&mut self, plural: &str, mut object: Value) -> Value {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        self.objects.insert((plural.into(), name), object.clone());
+        object
+    }
+
+    fn answer(&mut self, head: &http::request::Parts, body: &[u8]) -> (u16, Value) {
+        let path = head
+            .uri
+            .path()
+            .split('/')
+            .skip_while(|part| *part != "shop");
+        let path: Vec<_> = path.skip(1).collect();
+        if head.method != Method::GET {
+            self.writes
+                .push(format!("{} {}", head.method, path.join("/")));
+        }
+        if let Some((method, plural, code, message)) = &self.refused
+            && path[0] == plural
+            && head.method == method
+        {
+            return status(*code, message);
+        }
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        match (&head.method, &path[..]) {
+            (&Method::GET, [plural, name]) => {
+                let object = self.objects.get(&((*plural).into(), (*name).into()));
+                object.map_or_else(|| status(404, "not found"), |object| (200, object.clone()))
+            }
+            (&Method::PATCH, [plural, name]) => (200, self.patch(plural, name, body)),
+            (&Method::PATCH, [plural, name, "status"]) => self.patch_status(plural, name, &body),
+            _ => (201, body),
+        }
+    }
+
+    fn patch(&mut self, plural: &str, name: &str, patch: Value) -> Value {
+        let uid = json!({"metadata": {"uid": format!("uid-{plural}-{name}")}});
+        let old = self.objects.get(&(plural.into(), name.into()));
+        let mut object = old.cloned().unwrap_or(uid);
+        merge(&mut object, patch);
+        if plural == "services" {
+            object["spec"]["clusterIPs"] = json!(["10.0.0.1", "fd00::1"]);
+        }
+        if plural == "deployments" {
+            // As the API server spells it.
+            object["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] =
+                "500m".into();
+        }
+        self.put(plural, object)
+    }
+
+    fn patch_status(&mut self, plural: &str, name: &str, patch: &Value) -> (u16, Value) {
+        let mut object = self.objects[&(plural.to_owned(), name.to_owned())].clone();
+        if patch["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
+            return status(409, "the object has been modified");
+        }
+        object["status"] = patch["status"].clone();
+        (200, self.put(plural, object))
+    }
+}
+
+fn merge(into: &mut Value, from: Value) {
+    match from {
+        Value::Object(fields) if into.is_object() => {
+            for (name, value) in fields {
+                merge(&mut into[name], value);
+            }
+        }
+        other => *into = other,
+    }
+}
