@@ -7,7 +7,7 @@ CARGO := cargo
 # One profile serves tests and images, and always the whole workspace: a part
 # of it would be built with fewer features of what is shared, all over again.
 BUILD := $(CARGO) build --release --workspace --bins
-TEST := $(CARGO) test --release --workspace
+TEST := $(CARGO) test --release --workspace --no-fail-fast
 LINT := $(CARGO) clippy --release --workspace
 BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 E2E := $(BIN)/e2e
@@ -27,7 +27,7 @@ demo: ## Show it all: a node, the chart, two MCP servers, a client (root)
 
 .PHONY: demo-down
 demo-down: ## Stop the node of the demonstration; nothing stays but the cache (root)
-	@$(BUILD)
+	@[ -x $(E2E) ] || $(BUILD)
 	@$(E2E) down
 
 .PHONY: check
@@ -55,7 +55,7 @@ test-cluster: ## The tests on a real cluster (root)
 
 .PHONY: prove
 prove: ## The property tests at length; CASES=N, by default 100000 each
-	PROPTEST_CASES=$(CASES) $(TEST) --lib --tests
+	PROPTEST_CASES=$(CASES) $(TEST) --lib --test properties
 
 .PHONY: manifests
 manifests: ## Write what is made from the types and the chart

@@ -50,25 +50,30 @@ fn definition<T: CustomResourceExt>() -> CustomResourceDefinition {
             .as_mut()
             .and_then(|s| s.open_api_v3_schema.as_mut())
         {
-            refuse_null(schema);
+            tidy(schema);
         }
     }
     definition
 }
 
-fn refuse_null(schema: &mut JSONSchemaProps) {
+fn tidy(schema: &mut JSONSchemaProps) {
     schema.nullable = None;
+    // Formats that Kubernetes does not know, and kubectl warns of.
+    schema.format = schema
+        .format
+        .take()
+        .filter(|format| !format.starts_with("uint"));
     schema
         .properties
         .iter_mut()
         .flat_map(|p| p.values_mut())
-        .for_each(refuse_null);
+        .for_each(tidy);
     match &mut schema.items {
-        Some(JSONSchemaPropsOrArray::Schema(items)) => refuse_null(items),
-        Some(JSONSchemaPropsOrArray::Schemas(items)) => items.iter_mut().for_each(refuse_null),
+        Some(JSONSchemaPropsOrArray::Schema(items)) => tidy(items),
+        Some(JSONSchemaPropsOrArray::Schemas(items)) => items.iter_mut().for_each(tidy),
         None => {}
     }
     if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
-        refuse_null(values);
+        tidy(values);
     }
 }

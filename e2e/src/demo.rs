@@ -2,16 +2,19 @@
 
 use std::env;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::checkout;
+use crate::diagnose;
 use crate::harness::Cluster;
 use crate::images::Image;
 use crate::mcp::{Endpoint, Mcp};
 use crate::release::{self, CHART, install_args, token};
 use crate::statements::{self as promise, Caller, FORBIDDEN};
 use crate::transcript::{Transcript, line};
+use crate::wait::wait_for;
 
 /// The examples, in the order in which they are applied.
 pub const EXAMPLES: [&str; 3] = [
@@ -26,6 +29,9 @@ pub const NAMESPACE: &str = "demo";
 pub const SERVERS: [&str; 2] = ["everything-stdio", "everything-http"];
 /// Namespace and name of the service account that calls.
 pub const CALLER: (&str, &str) = ("agents", "reporter");
+
+/// Until the kubelet has a line that a container wrote.
+const RECORDED: Duration = Duration::from_secs(30);
 
 /// What the demonstration adds to a policy: JSON patch.
 pub const NO_SUMS: &str = r#"[{"op": "add", "path": "/spec/rules/-", "value": {"name": "no-sums", "effect": "Deny", "from": [{"everyone": true}], "tools": ["get-sum"]}}]"#;
@@ -88,10 +94,8 @@ async fn apply_examples(out: &mut Transcript, cluster: &Cluster) -> Result<()> {
             "--timeout=3m",
         ];
         if let Err(error) = out.kubectl(cluster, &args).await {
-            let state = cluster
-                .kubectl(&["describe", "mcps", "-n", NAMESPACE])
-                .await;
-            return Err(error).context(state.unwrap_or_default());
+            let state = diagnose::namespace(cluster, NAMESPACE).await;
+            return Err(error).context(state);
         }
     }
     out.kubectl(cluster, &["get", "mcps,mtp", "-n", NAMESPACE])
@@ -182,13 +186,18 @@ async fn show_audit(out: &mut Transcript, cluster: &Cluster, server: &str) -> Re
         "{} | grep {FORBIDDEN} | tail -n 1",
         line("kubectl", &args)
     ));
-    let log = cluster.kubectl(&args).await?;
-    let record = log.lines().rfind(|line| line.contains(FORBIDDEN));
-    let record = record.context("the audit log says nothing of the forbidden call")?;
-    out.result(record);
+    let record = wait_for("the audit record", RECORDED, || async {
+        let log = cluster.kubectl(&args).await?;
+        let record = log.lines().rfind(|line| line.contains(FORBIDDEN));
+        record
+            .map(str::to_owned)
+            .context("the audit log says nothing of the forbidden call")
+    })
+    .await?;
+    out.result(&record);
     let (namespace, account) = CALLER;
     let user = format!("system:serviceaccount:{namespace}:{account}");
-    let whole = has(record, &user).and(has(record, r#""rule":"nobody-reads-env""#));
+    let whole = has(&record, &user).and(has(&record, r#""rule":"nobody-reads-env""#));
     out.check("the audit log has who, what and by which rule", whole)
 }
 

@@ -86,3 +86,6 @@ async fn ask(address: SocketAddr, token: &str) -> Result<Report, ProbeError> {
         _ = connection => exchange.await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,7 +44,12 @@ impl Quota {
     /// # Errors
     /// The call comes too early; nothing is to be stored.
     pub fn check(self, tat: Option<Nanos>, now: Nanos) -> Result<Nanos, TooEarly> {
-        let tat = tat.unwrap_or(now).max(now);
+        // A TAT that this quota could not have made comes from the limit as it was
+        // before an edit: it counts as a full burst.
+        let latest = now
+            .saturating_add(self.tolerance)
+            .saturating_add(self.interval);
+        let tat = tat.unwrap_or(now).clamp(now, latest);
         let ahead = tat - now;
         if ahead > self.tolerance {
             return Err(TooEarly {
@@ -114,6 +119,15 @@ mod tests {
         let early = quota.check(tat, 1_000).unwrap_err();
         assert_eq!(early.retry_after, Duration::from_secs(1));
         assert!(quota.check(tat, 1_000 + 1_000_000_000).is_ok());
+    }
+
+    #[test]
+    fn an_edited_limit_is_in_force_at_once() {
+        let before = Quota::of(&limit(1, 86_400, 1)).check(None, 0).unwrap();
+        let early = Quota::of(&limit(60, 60, 1))
+            .check(Some(before), 0)
+            .unwrap_err();
+        assert_eq!(early.retry_after, Duration::from_secs(1));
     }
 
     #[test]

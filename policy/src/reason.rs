@@ -14,7 +14,8 @@ pub enum Reason {
     NoRuleMatched,
     /// A rule denies it.
     DeniedByRule,
-    /// The policies or the server could not be compiled; everything is denied.
+    /// The policies or the server could not be compiled; every tool, prompt and
+    /// resource is denied.
     ConfigurationInvalid,
     /// No bundle has been read since the start.
     NoBundle,

@@ -16,17 +16,20 @@ use crate::{
 };
 
 /// Connections at once.
-const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: usize = 256;
+/// A request and its answer take at most this long.
+const EXCHANGE: Duration = Duration::from_secs(2);
 
 /// Serves the admin port for as long as the process lives.
 pub async fn serve(shared: Arc<Shared>, listener: TcpListener) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(50)).await; // No descriptors left, most likely.
+            continue;
+        };
+        // Whoever holds all places must not keep the kubelet's probe waiting long.
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             continue;
         };
         let shared = Arc::clone(&shared);
@@ -37,9 +40,9 @@ pub async fn serve(shared: Arc<Shared>, listener: TcpListener) {
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(Duration::from_secs(10))
+                .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
-            let _ = connection.await; // A probe that hangs up is no event.
+            let _ = tokio::time::timeout(EXCHANGE, connection).await; // A probe that hangs up is no event.
             drop(place);
         });
     }
@@ -80,10 +83,8 @@ fn ready(shared: &Shared) -> Response<Body> {
     let seen = shared.seen.borrow();
     match seen.answered {
         true => text(StatusCode::OK, "ok\n".into()),
-        false => not(&format!(
-            "the server has not answered yet; {}",
-            seen.upstream.message
-        )),
+        // What it said instead is for the operator: it may hold secrets.
+        false => not("the server has not answered yet"),
     }
 }
 

@@ -165,6 +165,9 @@ impl Authenticator {
         {
             return Err(Reason::TokenInvalid);
         }
+        if header.crit.is_some() {
+            return Err(Reason::TokenInvalid); // RFC 7515 §4.1.11: we know none of them.
+        }
         let named = unverified_issuer(token).ok_or(Reason::TokenInvalid)?;
         let issuer = self
             .issuers

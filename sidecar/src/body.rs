@@ -41,6 +41,8 @@ pub fn empty() -> Body {
 
 /// Decides an open stream anew; false ends it.
 pub type StillAllowed = Box<dyn Fn() -> bool + Send>;
+/// Resolves when a stream has to end: in good order (true) or by a reset.
+pub type Ends = Pin<Box<dyn Future<Output = bool> + Send>>;
 /// Whether the caller sees an item of a list.
 pub type Visible = Box<dyn Fn(policy::Operation<'_>) -> bool + Send>;
 
@@ -52,11 +54,12 @@ pub struct Guarded {
     inner: Body,
     changed: Option<Changed>,
     still_allowed: StillAllowed,
+    ends: Ends,
 }
 
 /// The reason of a reset.
 #[derive(Debug, thiserror::Error)]
-#[error("the policy no longer allows this stream")]
+#[error("this stream is no longer allowed")]
 pub struct Revoked;
 
 fn next_change(mut changes: watch::Receiver<()>) -> Changed {
@@ -64,12 +67,19 @@ fn next_change(mut changes: watch::Receiver<()>) -> Changed {
 }
 
 impl Guarded {
-    /// Guards a stream.
-    pub fn new(inner: Body, changes: watch::Receiver<()>, still_allowed: StillAllowed) -> Self {
+    /// Guards a stream. `changes` is from before its decision, so that no change
+    /// is missed.
+    pub fn new(
+        inner: Body,
+        changes: watch::Receiver<()>,
+        still_allowed: StillAllowed,
+        ends: Ends,
+    ) -> Self {
         Self {
             inner,
             changed: Some(next_change(changes)),
             still_allowed,
+            ends,
         }
     }
 }
@@ -82,12 +92,18 @@ impl http_body::Body for Guarded {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let revoked = || Poll::Ready(Some(Err(Error::new(Revoked))));
+        match self.ends.as_mut().poll(cx) {
+            Poll::Ready(true) => return Poll::Ready(None),
+            Poll::Ready(false) => return revoked(),
+            Poll::Pending => {}
+        }
         while let Some(changed) = self.changed.as_mut() {
             let Poll::Ready(changes) = changed.as_mut().poll(cx) else {
                 break;
             };
             if !(self.still_allowed)() {
-                return Poll::Ready(Some(Err(Error::new(Revoked))));
+                return revoked();
             }
             self.changed = changes.map(next_change);
         }

@@ -122,6 +122,15 @@ impl Store {
         Ok(())
     }
 
+    /// Notes a bundle that could not even be read from its file.
+    pub fn reject(&self, error: String) {
+        let rejected = RejectedBundle {
+            hash: String::new(),
+            error,
+        };
+        *self.rejected.lock().unwrap_or_else(PoisonError::into_inner) = Some(rejected);
+    }
+
     /// For `/status`.
     pub fn report(&self) -> BundleReport {
         BundleReport {

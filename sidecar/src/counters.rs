@@ -21,10 +21,19 @@ const FULL: TooEarly = TooEarly {
     retry_after: Duration::from_secs(60),
 };
 
+#[derive(Default)]
+struct Counts {
+    tats: HashMap<String, Nanos>,
+    swept: Nanos,
+}
+
+/// Between two sweeps of a full table: a sweep looks at every count.
+const SWEEP: Nanos = 1_000_000_000;
+
 /// The counts.
 pub struct Counters {
     start: Instant,
-    counts: Mutex<HashMap<String, Nanos>>,
+    counts: Mutex<Counts>,
     capacity: usize,
 }
 
@@ -63,7 +72,11 @@ impl Counters {
         tool: &str,
         now: Nanos,
     ) -> Result<(), (&'l Limit, TooEarly)> {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let Counts {
+            tats: counts,
+            swept,
+        } = &mut *table;
         let mut charged = Vec::with_capacity(limits.len());
         let mut refused: Option<(&Limit, TooEarly)> = None;
         for limit in limits {
@@ -82,9 +95,16 @@ impl Counters {
         if let Some(refused) = refused {
             return Err(refused);
         }
-        if counts.len() + charged.len() > self.capacity {
-            counts.retain(|_, tat| *tat > now); // The others allow a full burst, as if never used.
-            if counts.len() + charged.len() > self.capacity {
+        let new = charged
+            .iter()
+            .filter(|(key, _)| !counts.contains_key(key))
+            .count();
+        if new > 0 && counts.len() + new > self.capacity {
+            if now.saturating_sub(*swept) >= SWEEP {
+                counts.retain(|_, tat| *tat > now); // The others allow a full burst, as if never used.
+                *swept = now;
+            }
+            if counts.len() + new > self.capacity {
                 return limits.first().map_or(Ok(()), |limit| Err((*limit, FULL)));
             }
         }

@@ -153,11 +153,16 @@ fn short(text: Cow<'_, str>) -> Result<Cow<'_, str>, Refusal> {
 }
 
 fn check_id(id: &str) -> Result<(), Refusal> {
-    let number = |text: &str| text.parse::<i64>().is_ok();
+    // Beyond this, JavaScript reads two numbers as one (RFC 8259 §6), and the
+    // answer to one request could be taken for that to another.
+    let number = |text: &str| {
+        text.parse::<i64>()
+            .is_ok_and(|number| number.unsigned_abs() < 1 << 53)
+    };
     if id.len() <= MAX_NAME && (id.starts_with('"') || number(id)) {
         return Ok(());
     }
-    Err("id must be a string or an integer".into())
+    Err("id must be a string or an integer that JavaScript can hold (below 2^53)".into())
 }
 
 /// Refuses nesting on which a parser behind us could run out of stack.
@@ -301,6 +306,7 @@ mod tests {
             r#"{"jsonrpc":"2.0","id":1e3,"method":"a"}"#,
             r#"{"jsonrpc":"2.0","id":99999999999999999999,"method":"a"}"#,
             r#"{"jsonrpc":"2.0","id":{},"method":"a"}"#,
+            r#"{"jsonrpc":"2.0","id":9007199254740993,"method":"a"}"#,
             r#"{"jsonrpc":"2.0","id":1,"method":null}"#,
             r#"{"jsonrpc":"2.0","id":1,"method":"a","params":[]}"#,
             r#"{"jsonrpc":"2.0","id":1,"method":"a","params":null}"#,

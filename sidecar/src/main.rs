@@ -4,9 +4,10 @@ use std::{
     io::{self, IsTerminal},
     path::PathBuf,
     process::ExitCode,
+    time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use sidecar::{drain, run, serve, shim};
 use tracing_subscriber::EnvFilter;
@@ -83,20 +84,30 @@ fn start(command: Command) -> anyhow::Result<()> {
         .build()?;
     let ended = runtime.block_on(async {
         match command {
-            Command::Run(args) => run::main(args).await,
-            Command::Serve(args) => serve::main(args).await,
+            Command::Run(args) => run::main(args).await.map(Some),
+            Command::Serve(args) => serve::main(args).await.map(Some),
             Command::Shim(ShimArgs {
                 socket,
                 peer_uid,
                 command,
-            }) => shim::listen(&socket, peer_uid, &command).await,
-            Command::Drain(args) => drain::main(args).await,
-            Command::Install { folder } => install(&folder),
+            }) => shim::listen(&socket, peer_uid, &command)
+                .await
+                .map(|()| None),
+            Command::Drain(args) => drain::main(args).await.map(|()| None),
+            Command::Install { folder } => install(&folder).map(|()| None),
         }
     });
-    // Ends what is still running, and with it the last holder of the audit log.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-    ended
+    // Ends what is still running, and with it whoever can still log.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    let Some(audit) = ended? else { return Ok(()) };
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !audit.is_finished() {
+        if Instant::now() >= deadline {
+            bail!("standard output is not read: the end of the audit log is lost");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// The name of the copy is part of the pod's shape: the operator writes it.

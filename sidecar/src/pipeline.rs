@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use policy::{Caller, Operation, Reason, bundle::Effect, decide};
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 
 use crate::{
     Shared,
@@ -20,7 +21,8 @@ use crate::{
     config::Active,
     envelope::{Kind, Message},
     filter,
-    method::Action,
+    front::Phase,
+    method::{self, Action},
     refusal::Refusal,
     request,
     upstream::{Forward, UpstreamError},
@@ -43,6 +45,7 @@ pub fn now() -> u64 {
 /// Answers one request.
 pub async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
     let (parts, incoming) = request.into_parts();
+    let changes = shared.config.changes();
     let Some(active) = shared.config.active() else {
         let message = "no configuration has been read yet: everything is denied";
         return Refusal::new(Reason::NoBundle, StatusCode::SERVICE_UNAVAILABLE, message)
@@ -59,14 +62,15 @@ pub async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Respons
     let mut exchange = Exchange {
         shared: Arc::clone(shared),
         active,
+        changes,
         parts,
         caller: None,
         headers: HeaderMap::new(),
         body: Bytes::new(),
     };
     if let Err(refusal) = exchange.admit(incoming).await {
-        let method = exchange.parts.method.as_str().to_owned();
-        return exchange.refuse(refusal, &method, None).await;
+        let method = method::label(exchange.parts.method.as_str());
+        return exchange.refuse(refusal, method, None).await;
     }
     let start = Instant::now();
     let (method, answer) = exchange.answer().await;
@@ -78,6 +82,8 @@ pub async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Respons
 struct Exchange {
     shared: Arc<Shared>,
     active: Arc<Active>,
+    /// Taken before `active`: what changes later is seen here.
+    changes: watch::Receiver<()>,
     parts: Parts,
     caller: Option<Arc<Caller>>,
     /// Headers that pass on to the server.
@@ -215,8 +221,16 @@ impl Exchange {
                 .log(&asked.method, Some(&asked.action), Err(refusal), rule)
                 .await;
         }
+        if let Err(error) = self.shared.upstream.check(&self.request(asked)) {
+            return self
+                .log(&asked.method, Some(&asked.action), Err(error.into()), None)
+                .await;
+        }
         let charged = match operation {
-            Operation::Tool(tool) => self.shared.counters.charge(&decision.limits, caller, tool),
+            Operation::Tool(tool) => {
+                let tool = self.counted_as(tool);
+                self.shared.counters.charge(&decision.limits, caller, tool)
+            }
             _ => Ok(()),
         };
         let (verdict, rule) = match charged {
@@ -230,24 +244,30 @@ impl Exchange {
             .await
     }
 
-    /// Sends what was decided on, and makes the answer fit the caller.
-    async fn forward(&self, asked: &Asked) -> Result<Response<Body>, Refusal> {
+    fn request(&self, asked: &Asked) -> Forward {
         let caller = self.caller();
-        let forward = Forward {
+        Forward {
             method: self.parts.method.clone(),
             headers: self.headers.clone(),
             body: self.body.clone(),
             rpc_method: asked.rpc_method.clone(),
             id: asked.id.as_ref().map(|id| id.get().to_owned()),
+            is_list: asked.action == Action::List,
             principal: (caller.issuer.clone(), caller.user.clone()),
-        };
+        }
+    }
+
+    /// Sends what was decided on, and makes the answer fit the caller.
+    async fn forward(&self, asked: &Asked) -> Result<Response<Body>, Refusal> {
+        let request = self.request(asked);
         let answer = self
             .shared
             .upstream
-            .forward(forward)
+            .forward(request)
             .await
             .inspect_err(|error| {
-                tracing::warn!(method = asked.method, %error, "no answer of the server");
+                // Debug: what a server says must not make lines of its own in the log.
+                tracing::warn!(method = asked.method, ?error, "no answer of the server");
             })?;
         self.fit(asked, answer).await
     }
@@ -258,18 +278,16 @@ impl Exchange {
             .get(header::CONTENT_TYPE)
             .map(|value| value.as_bytes().to_vec())
             .unwrap_or_default();
-        let (head, inner) = answer.into_parts();
-        let is_call = matches!(asked.action, Action::Tool(_));
+        let (mut head, inner) = answer.into_parts();
         if request::is_type(&content_type, "text/event-stream") {
-            let inner = if is_call {
-                inner
-            } else {
-                body::Body::new(FilteredEvents::new(inner, self.visible()))
-            };
+            // Every event: a server may send a list as the answer to a call.
+            let inner = Body::new(FilteredEvents::new(inner, self.visible()));
+            head.headers.remove(header::CONTENT_LENGTH);
             let guarded = Guarded::new(
                 inner,
-                self.shared.config.changes(),
+                self.changes.clone(),
                 self.still_allowed(&asked.action),
+                self.ends(),
             );
             return Ok(Response::from_parts(head, Body::new(guarded)));
         }
@@ -305,6 +323,14 @@ impl Exchange {
             head,
             body::full(filtered.map_or(whole, Bytes::from)),
         ))
+    }
+
+    /// The name under which a call is counted: names that the server does not
+    /// have share one count, so that a caller cannot fill the table with them.
+    fn counted_as<'t>(&self, tool: &'t str) -> &'t str {
+        let seen = self.shared.seen.borrow();
+        let is_known = seen.tools.iter().flatten().any(|known| known.name == tool);
+        if is_known { tool } else { "" }
     }
 
     fn caller(&self) -> &Caller {
@@ -348,6 +374,36 @@ impl Exchange {
                     Arc::ptr_eq(&active.authenticator, &authenticator)
                         && decide(&active.bundle, &caller, operation, now()).is_allowed()
                 })
+        })
+    }
+
+    /// When an open stream has to end: with its token, and the stream of what
+    /// the server says by itself also when this replica drains.
+    fn ends(&self) -> body::Ends {
+        let mut phase = self.shared.phase.clone();
+        let is_idle = self.parts.method == Method::GET;
+        let left = self
+            .caller()
+            .expires_at
+            .map(|expires| Duration::from_secs(expires.saturating_sub(now())));
+        Box::pin(async move {
+            let expired = async {
+                match left {
+                    Some(left) => tokio::time::sleep(left).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let drained = async {
+                if !is_idle
+                    || phase
+                        .wait_for(|phase| *phase == Phase::Draining)
+                        .await
+                        .is_err()
+                {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! { () = expired => false, () = drained => true }
         })
     }
 

@@ -1,7 +1,10 @@
 //! The sidecar's own session with the server: handshake and lists, at the start
 //! and when the list changes. What it sees is what `/readyz` and `/status` tell.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -32,8 +35,14 @@ const MAX_ANSWER: usize = 16 * 1024 * 1024;
 /// Pages of a list, and tools, at most.
 const MAX_PAGES: usize = 100;
 const MAX_TOOLS: usize = 10_000;
+/// Longest name of a tool that is looked at, in bytes.
+const MAX_NAME: usize = 1024;
+/// Between two lists at least.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How often a server that tells nothing by itself is asked again.
 const AGAIN: Duration = Duration::from_secs(30);
+/// Until a server that does not listen counts as failed.
+const SLOW: Duration = Duration::from_secs(30);
 /// Between attempts, before the first answer and afterwards.
 const RETRY: Duration = Duration::from_millis(100);
 const MAX_RETRY: Duration = Duration::from_secs(10);
@@ -51,16 +60,18 @@ pub struct Seen {
 
 /// Probes for as long as the process lives.
 pub async fn run(upstream: Arc<Upstream>, seen: watch::Sender<Seen>) {
-    let mut wait = RETRY;
+    let (mut wait, started) = (RETRY, Instant::now());
     loop {
         match watch_server(&upstream, &seen).await {
             Ok(()) => wait = RETRY,
             Err(error) => {
                 let message = error.to_string();
-                tracing::info!(message, "the server does not answer the handshake");
+                tracing::info!(?message, "the server does not answer the handshake");
                 seen.send_if_modified(|seen| {
                     // A server that is only slow to listen has not failed.
-                    let starting = !seen.answered && matches!(error, UpstreamError::Connect(_));
+                    let starting = !seen.answered
+                        && matches!(error, UpstreamError::Connect(_))
+                        && started.elapsed() < SLOW;
                     let state = if starting {
                         UpstreamState::Starting
                     } else {
@@ -89,25 +100,28 @@ async fn watch_server(
         })),
         Upstream::Stdio(server) => Client::Stdio(server.own_session().await?),
     };
-    let result = client
-        .request(
-            "initialize",
-            json!({
-                "protocolVersion": REVISION, "capabilities": {},
-                "clientInfo": {"name": "toolward-sidecar", "version": env!("CARGO_PKG_VERSION")},
-            }),
-        )
-        .await?;
-    if let Client::Http(client) = &mut client {
+    let ended = talk(&mut client, seen).await;
+    client.close().await; // Also after an error: a session left open holds a process.
+    ended
+}
+
+/// Handshake, then lists, again and again. Ends in good order when the server
+/// ends the session.
+async fn talk(client: &mut Client<'_>, seen: &watch::Sender<Seen>) -> Result<(), UpstreamError> {
+    let handshake = json!({
+        "protocolVersion": REVISION, "capabilities": {},
+        "clientInfo": {"name": "toolward-sidecar", "version": env!("CARGO_PKG_VERSION")},
+    });
+    let result = client.request("initialize", handshake).await?;
+    if let Client::Http(client) = client {
         client.revision = result["protocolVersion"].as_str().map(str::to_owned);
     }
     client.notify("notifications/initialized").await?;
     let has_tools = result["capabilities"]["tools"].is_object();
-    let ended = loop {
-        let tools = if has_tools {
-            list_tools(&mut client).await?
-        } else {
-            Vec::new()
+    loop {
+        let tools = match has_tools {
+            true => list_tools(client).await?,
+            false => Vec::new(),
         };
         seen.send_if_modified(|seen| {
             let upstream = UpstreamReport {
@@ -121,12 +135,12 @@ async fn watch_server(
             };
             std::mem::replace(seen, now.clone()) != now
         });
-        if let Err(error) = client.changed().await {
-            break Err(error);
+        let changed = client.changed().await;
+        tokio::time::sleep(PAUSE).await; // A server that changes all the time must not keep us busy.
+        if !changed? {
+            return Ok(());
         }
-    };
-    client.close().await;
-    ended
+    }
 }
 
 async fn list_tools(client: &mut Client<'_>) -> Result<Vec<ToolReport>, UpstreamError> {
@@ -136,6 +150,7 @@ async fn list_tools(client: &mut Client<'_>) -> Result<Vec<ToolReport>, Upstream
         for tool in page["tools"].as_array().into_iter().flatten() {
             if let Some(name) = tool["name"].as_str()
                 && tools.len() < MAX_TOOLS
+                && name.len() <= MAX_NAME
             {
                 tools.push(ToolReport {
                     name: name.to_owned(),
@@ -228,14 +243,15 @@ impl Client<'_> {
         }
     }
 
-    /// Waits until the tools may have changed.
-    async fn changed(&self) -> Result<(), UpstreamError> {
+    /// Waits until the tools may have changed (true), or the session is to be
+    /// opened anew (false).
+    async fn changed(&self) -> Result<bool, UpstreamError> {
         match self {
             Self::Stdio(session) => {
                 let mut messages = session.messages().ok_or(UpstreamError::SessionUnknown)?;
                 while let Some(message) = messages.next().await {
                     if is_list_changed(&message) {
-                        return Ok(());
+                        return Ok(true);
                     }
                 }
                 Err(UpstreamError::Exited(
@@ -304,21 +320,19 @@ impl HttpClient<'_> {
         )))
     }
 
-    async fn changed(&self) -> Result<(), UpstreamError> {
+    async fn changed(&self) -> Result<bool, UpstreamError> {
         let answer = self.send(Method::GET, String::new()).await?;
         if !answer.status().is_success() || !is_event_stream(&answer) {
             tokio::time::sleep(AGAIN).await; // No stream to be had: ask again later.
-            return Ok(());
+            return Ok(true);
         }
         let mut events = Events::new(answer.into_body());
         while let Some(data) = events.next().await? {
             if is_list_changed(&data) {
-                return Ok(());
+                return Ok(true);
             }
         }
-        Err(UpstreamError::Connect(
-            "the server closed its stream".into(),
-        ))
+        Ok(false) // A server may close its stream at any time.
     }
 }
 

@@ -19,6 +19,9 @@ const INVALID_REQUEST: i64 = -32600;
 /// Resource not found, up to revision 2025-11-25.
 const RESOURCE_NOT_FOUND: i64 = -32002;
 
+/// Longest message about a request that cannot be read, in characters.
+const MAX_MESSAGE: usize = 256;
+
 /// Why a request is not answered by the server.
 #[derive(Debug)]
 pub struct Refusal {
@@ -53,6 +56,8 @@ impl Refusal {
 
     /// A message that cannot be read in one way.
     pub fn malformed(message: impl Into<String>) -> Self {
+        // It may quote the request; the audit log must not grow with that.
+        let message: String = message.into().chars().take(MAX_MESSAGE).collect();
         Self {
             code: INVALID_REQUEST,
             ..Self::new(Reason::Malformed, StatusCode::BAD_REQUEST, message)
@@ -165,6 +170,11 @@ impl From<UpstreamError> for Refusal {
                 StatusCode::BAD_GATEWAY
             }
         };
-        Self::new(error.reason(), status, error.to_string())
+        // The end of standard error may hold secrets: it goes to the status only.
+        let message = match &error {
+            UpstreamError::Exited(_) => "the server ended".to_owned(),
+            error => error.to_string(),
+        };
+        Self::new(error.reason(), status, message)
     }
 }

@@ -2,7 +2,9 @@
 //! headers. What passes on to the server is an allow-list of headers, so that
 //! nothing that means something inside the pod can come from outside.
 
-use http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header, request::Parts};
+use http::{
+    HeaderMap, HeaderName, Method, StatusCode, Uri, header, request::Parts, uri::Authority,
+};
 use policy::Reason;
 
 use crate::{
@@ -47,6 +49,7 @@ pub fn check_names(parts: &Parts, active: &Active) -> Result<(), Refusal> {
         }
         _ => None,
     };
+    let host = host.filter(|host: &Authority| !host.as_str().contains('@'));
     if !host.is_some_and(|host| is_ours(host.host(), active)) {
         let hint = "set spec.url of the McpServer to the URL that clients use";
         return forbidden(
@@ -63,7 +66,14 @@ pub fn check_names(parts: &Parts, active: &Active) -> Result<(), Refusal> {
             .and_then(|origin| origin.parse::<Uri>().ok()),
         _ => None,
     };
-    match origin.as_ref().and_then(Uri::host) {
+    let is_plain = |origin: &&Uri| {
+        let is_web = matches!(origin.scheme_str(), Some("http" | "https"));
+        is_web
+            && origin
+                .authority()
+                .is_some_and(|authority| !authority.as_str().contains('@'))
+    };
+    match origin.as_ref().filter(is_plain).and_then(Uri::host) {
         Some(host) if is_ours(host, active) => Ok(()),
         _ => forbidden(
             Reason::OriginNotAllowed,

@@ -14,7 +14,7 @@ use policy::{Compiled, Context, PolicySource, compile};
 use crate::{
     dev::DevIssuer,
     pipeline::now,
-    server::{ADMIN_PORT, MCP_PORT, Server, Target},
+    server::{ADMIN_PORT, AuditThread, MCP_PORT, Server, Target},
     source,
     upstream::stdio::Connector,
 };
@@ -92,7 +92,7 @@ impl std::error::Error for ConfigError {}
 ///
 /// # Errors
 /// [`ConfigError`] where the configuration cannot be used.
-pub async fn main(args: Args) -> anyhow::Result<()> {
+pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
     let Args {
         config,
         listen,
@@ -103,6 +103,9 @@ pub async fn main(args: Args) -> anyhow::Result<()> {
     } = args;
     if dev_token.is_some() && !(listen.ip().is_loopback() && admin.ip().is_loopback()) {
         return Err(ConfigError("--dev-token: only for loopback addresses, because its key is no secret worth a network; use --listen 127.0.0.1:9440".into()).into());
+    }
+    if !admin.ip().is_loopback() {
+        return Err(ConfigError(format!("--admin {admin}: its /status is open to whoever reaches it, so only a loopback address is accepted, for example 127.0.0.1:9441")).into());
     }
     let issuer = dev_token.as_ref().map(|_| DevIssuer::new()).transpose()?;
     // Before the ports are bound, so that a wrong file is what one reads about.

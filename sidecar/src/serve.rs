@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use crate::{
     Shared, metrics,
-    server::{Server, Target},
+    server::{AuditThread, Server, Target},
     source,
     upstream::stdio::Connector,
 };
@@ -40,7 +40,7 @@ struct TargetArgs {
 ///
 /// # Errors
 /// Where the ports cannot be bound.
-pub async fn main(args: Args) -> anyhow::Result<()> {
+pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
     let Args {
         bundle,
         target: TargetArgs { upstream, socket },
@@ -64,6 +64,7 @@ pub async fn main(args: Args) -> anyhow::Result<()> {
 fn load(shared: &Shared, file: &std::path::Path) {
     let loaded = source::read(file, policy::bundle::MAX_BYTES)
         .map_err(|error| error.to_string())
+        .inspect_err(|error| shared.config.reject(error.clone()))
         .and_then(|bytes| shared.config.load(&bytes));
     let count = |result| {
         let labels = metrics::BundleLabels { result };

@@ -33,6 +33,10 @@ pub const LEAVE: Duration = Duration::from_secs(2);
 /// From the request to drain until calls in flight are cut off.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
+/// Writes what is left of the audit log. To be waited for when the runtime, and
+/// with it whoever can still log, is gone.
+pub type AuditThread = std::thread::JoinHandle<()>;
+
 /// Where the wrapped server is.
 pub enum Target {
     /// Behind a port.
@@ -51,7 +55,7 @@ pub struct Server {
     admin: TcpListener,
     phase: watch::Sender<Phase>,
     seen: watch::Sender<Seen>,
-    audit_thread: std::thread::JoinHandle<()>,
+    audit_thread: AuditThread,
 }
 
 impl Server {
@@ -106,7 +110,7 @@ impl Server {
     ///
     /// # Errors
     /// Where signals cannot be had.
-    pub async fn run(self) -> anyhow::Result<()> {
+    pub async fn run(self) -> anyhow::Result<AuditThread> {
         let Self {
             shared,
             address: _,
@@ -143,9 +147,8 @@ impl Server {
         if !finished.await {
             tracing::warn!("calls in flight are cut off");
         }
-        // Whoever still holds the audit log is cut off with the runtime.
-        drop((shared, audit_thread));
-        Ok(())
+        drop(shared);
+        Ok(audit_thread)
     }
 }
 

@@ -18,9 +18,9 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{UnixListener, UnixStream},
-    process::{Child, ChildStderr, Command},
+    process::{Child, ChildStderr, ChildStdin, Command},
     signal::unix::{SignalKind, signal},
-    sync::Semaphore,
+    sync::{Semaphore, mpsc, watch},
     task::JoinSet,
 };
 
@@ -30,6 +30,10 @@ use crate::frame::{self, Frame, MAX_PAYLOAD};
 const MAX_CONNECTIONS: usize = 64;
 /// What is kept of a process's standard error, in bytes.
 const TAIL: usize = 1024;
+/// What is held of input that a process does not read, in parts of 64 KiB.
+const HELD_PARTS: usize = 64;
+/// A process that reads nothing for this time, though much waits, is given up.
+const STUCK: Duration = Duration::from_secs(60);
 /// Time for a process to end by itself, and again after SIGTERM.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -52,6 +56,7 @@ pub async fn listen(socket: &Path, peer_uid: u32, command: &[String]) -> anyhow:
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o666))?;
     let mut stop = signal(SignalKind::terminate())?;
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (stopping, stopped) = watch::channel(false);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -59,6 +64,9 @@ pub async fn listen(socket: &Path, peer_uid: u32, command: &[String]) -> anyhow:
             Some(_) = connections.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
+        if accepted.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await; // No descriptors left, most likely.
+        }
         let Some(stream) = accepted
             .ok()
             .map(|(stream, _)| stream)
@@ -70,14 +78,18 @@ pub async fn listen(socket: &Path, peer_uid: u32, command: &[String]) -> anyhow:
             tracing::warn!("all {MAX_CONNECTIONS} connections are in use; one is refused");
             continue;
         };
-        let command = command.to_vec();
+        let (command, stopped) = (command.to_vec(), stopped.clone());
         connections.spawn(async move {
-            serve(stream, &command).await;
+            serve(stream, &command, stopped).await;
             drop(place);
         });
     }
     drop(listener);
-    // The sidecar has finished its calls by now (its preStop hook runs first).
+    // The sidecar has finished its calls by now (its preStop hook runs first):
+    // close each standard input, wait, SIGTERM, wait, SIGKILL.
+    stopping.send_replace(true);
+    let all = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(4 * GRACE, all).await; // What is left ends with its group.
     connections.shutdown().await;
     Ok(())
 }
@@ -92,7 +104,11 @@ fn is_peer(stream: &UnixStream, peer_uid: u32) -> bool {
 }
 
 /// Serves one connection: starts the command, splices, reports its end.
-pub async fn serve(stream: impl AsyncRead + AsyncWrite + Send + 'static, command: &[String]) {
+pub async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Send + 'static,
+    command: &[String],
+    stop: watch::Receiver<bool>,
+) {
     let (read, mut write) = tokio::io::split(stream);
     let spawned = Command::new(command.first().map_or("", String::as_str))
         .args(command.get(1..).unwrap_or_default())
@@ -103,30 +119,30 @@ pub async fn serve(stream: impl AsyncRead + AsyncWrite + Send + 'static, command
         .kill_on_drop(true)
         .spawn();
     let end = match spawned {
-        Ok(child) => splice(child, read, &mut write).await,
+        Ok(child) => splice(child, read, &mut write, stop).await,
         Err(error) => format!("{command:?} cannot be started: {error}"),
     };
-    tracing::info!(end, "the server's process ended");
-    let _ = frame::write(&mut write, &Frame::Exit(end)).await; // The sidecar may be gone.
+    tracing::info!(?end, "the server's process ended");
+    // The sidecar may be gone, or not reading.
+    let _ = tokio::time::timeout(GRACE, frame::write(&mut write, &Frame::Exit(end))).await;
 }
 
 async fn splice(
     mut child: Child,
-    mut read: impl AsyncRead + Unpin,
+    read: impl AsyncRead + Send + Unpin + 'static,
     write: &mut (impl AsyncWrite + Unpin),
+    mut stop: watch::Receiver<bool>,
 ) -> String {
     let _group = Group(child.id());
-    let (Some(mut stdin), Some(mut stdout), Some(stderr)) =
+    let (Some(stdin), Some(mut stdout), Some(stderr)) =
         (child.stdin.take(), child.stdout.take(), child.stderr.take())
     else {
         return "the process has no standard streams".into();
     };
     let tail = Tail::default();
     let stderr = tokio::spawn(copy_stderr(stderr, tail.clone()));
-    let input = async move {
-        let _ = tokio::io::copy(&mut read, &mut stdin).await; // Ends when either side closes.
-        drop(stdin);
-    };
+    let mut input = tokio::spawn(feed(read, stdin));
+    let stop_input = input.abort_handle();
     let output = async {
         let mut buffer = vec![0; MAX_PAYLOAD];
         while let Ok(n @ 1..) = stdout.read(&mut buffer).await {
@@ -139,8 +155,11 @@ async fn splice(
         }
     };
     let closing = async {
-        input.await;
-        tokio::time::sleep(GRACE).await; // After its input closed, the process may end by itself.
+        tokio::select! {
+            _ = &mut input => {}
+            _ = stop.wait_for(|stop| *stop) => stop_input.abort(), // Which closes the standard input.
+        }
+        tokio::time::sleep(GRACE).await; // Now the process is to end by itself.
     };
     tokio::pin!(output, closing);
     let mut output_done = false;
@@ -151,12 +170,45 @@ async fn splice(
             () = &mut closing => break terminate(&mut child).await,
         }
     };
+    stop_input.abort();
     if !output_done {
         // What it wrote last; a child of its own may keep the pipe open.
         let _ = tokio::time::timeout(GRACE, output).await;
     }
     let _ = tokio::time::timeout(GRACE, stderr).await;
     describe(status, &tail.text())
+}
+
+/// Hands on what the sidecar sends, until it closes. What a process does not
+/// read is held up to a bound, so that the end of the connection is seen; a
+/// process that reads nothing for a while is given up.
+async fn feed(mut read: impl AsyncRead + Unpin, mut stdin: ChildStdin) {
+    let (sender, mut parts) = mpsc::channel::<Bytes>(HELD_PARTS);
+    let receive = async move {
+        let mut buffer = vec![0; MAX_PAYLOAD];
+        while let Ok(n @ 1..) = read.read(&mut buffer).await {
+            let part = Bytes::copy_from_slice(&buffer[..n]);
+            if sender.send_timeout(part, STUCK).await.is_err() {
+                break;
+            }
+        }
+        sender // Keeps the channel open until the grace time of a full one is over.
+    };
+    let write = async move {
+        while let Some(part) = parts.recv().await {
+            if stdin.write_all(&part).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::pin!(receive, write);
+    tokio::select! {
+        sender = &mut receive => {
+            drop(sender);
+            let _ = tokio::time::timeout(GRACE, write).await; // What is held is still handed on.
+        }
+        () = &mut write => {}
+    }
 }
 
 async fn terminate(child: &mut Child) -> io::Result<ExitStatus> {

@@ -5,12 +5,18 @@ use bytes::{Buf, Bytes, BytesMut};
 
 /// Largest event that is held for reading.
 pub const MAX_EVENT: usize = 8 * 1024 * 1024;
+const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Cuts a byte stream into events.
 #[derive(Debug, Default)]
 pub struct Splitter {
     buffer: BytesMut,
-    scanned: usize,
+    /// Where the line that is being read starts.
+    line_start: usize,
+    /// How far it has been looked at, so that no byte is looked at twice.
+    position: usize,
+    /// Whether the start of the stream has been looked at for a byte order mark.
+    started: bool,
 }
 
 /// An event is larger than [`MAX_EVENT`].
@@ -28,13 +34,26 @@ impl Splitter {
             return Err(TooLarge);
         }
         self.buffer.extend_from_slice(bytes);
+        if !self.started {
+            // One mark at the start is ignored by clients (§9.2.5), so by us too.
+            let seen = self.buffer.len().min(BOM.len());
+            if self.buffer[..seen] != BOM[..seen] {
+                self.started = true;
+            } else if seen == BOM.len() {
+                self.buffer.advance(BOM.len());
+                self.started = true;
+            }
+        }
         Ok(())
     }
 
     /// The next whole event, with its blank line.
     pub fn next_event(&mut self) -> Option<Bytes> {
+        if !self.started {
+            return None;
+        }
         let end = self.end_of_event()?;
-        self.scanned = 0;
+        (self.line_start, self.position) = (0, 0);
         Some(self.buffer.split_to(end).freeze())
     }
 
@@ -46,28 +65,24 @@ impl Splitter {
 
     /// Lines end with LF, CR or CRLF.
     fn end_of_event(&mut self) -> Option<usize> {
-        let bytes = &self.buffer[..];
-        let mut line_start = self.scanned;
-        let mut position = self.scanned;
-        while position < bytes.len() {
-            let ending = match (bytes[position], bytes.get(position + 1)) {
+        while let Some(byte) = self.buffer.get(self.position) {
+            let ending = match (byte, self.buffer.get(self.position + 1)) {
                 (b'\n', _) => 1,
                 (b'\r', Some(b'\n')) => 2,
                 (b'\r', Some(_)) => 1,
-                (b'\r', None) => break, // An LF may follow.
-                _ => 0,
+                (b'\r', None) => return None, // An LF may follow.
+                _ => {
+                    self.position += 1;
+                    continue;
+                }
             };
-            if ending == 0 {
-                position += 1;
-                continue;
+            let is_blank = self.position == self.line_start;
+            self.position += ending;
+            self.line_start = self.position;
+            if is_blank {
+                return Some(self.position);
             }
-            if position == line_start {
-                return Some(position + ending);
-            }
-            position += ending;
-            line_start = position;
         }
-        self.scanned = line_start;
         None
     }
 }
@@ -107,9 +122,12 @@ pub fn with_data(event: &[u8], data: &[u8]) -> Bytes {
             out.extend_from_slice(b"\n");
         }
     }
-    out.extend_from_slice(b"data: ");
-    out.extend_from_slice(data);
-    out.extend_from_slice(b"\n\n");
+    for line in data.split(|byte| matches!(byte, b'\n' | b'\r')) {
+        out.extend_from_slice(b"data: ");
+        out.extend_from_slice(line);
+        out.extend_from_slice(b"\n");
+    }
+    out.extend_from_slice(b"\n");
     out.freeze()
 }
 
@@ -160,6 +178,30 @@ mod tests {
             b"id: 3\ndatabase: x\n: comment\ndata: {}\n\n"
         );
         assert_eq!(data(b": keep-alive\n\n"), None);
+    }
+
+    #[test]
+    fn a_byte_order_mark_hides_nothing_and_lines_stay_lines() {
+        for chunks in [
+            &[&b"\xef\xbb\xbfdata: a\n\n"[..]][..],
+            &[b"\xef", b"\xbb\xbf", b"data: a\n\n"],
+        ] {
+            assert_eq!(data(&events(chunks)[0]).unwrap(), b"a");
+        }
+        let written = with_data(b"id: 1\n\n", b"{\n\"a\": 1}");
+        assert_eq!(&written[..], b"id: 1\ndata: {\ndata: \"a\": 1}\n\n");
+        assert_eq!(data(&written).unwrap(), b"{\n\"a\": 1}");
+    }
+
+    /// Byte by byte, a long line takes as many steps as it has bytes: this test
+    /// does not end in reasonable time where each push looks at all of it again.
+    #[test]
+    fn a_long_line_is_looked_at_once() {
+        let mut splitter = Splitter::default();
+        for _ in 0..4_000_000 {
+            splitter.push(b"a").unwrap();
+            assert!(splitter.next_event().is_none());
+        }
     }
 
     #[test]

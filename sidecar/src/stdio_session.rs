@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -12,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use futures::Stream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
 };
 
 use crate::{
@@ -27,6 +30,12 @@ const MAX_LINE: usize = 16 * 1024 * 1024;
 const OUTBOX: usize = 64;
 /// Messages of the server that wait for a stream to be opened; later ones are dropped.
 const INBOX: usize = 256;
+/// Bytes of such messages.
+const INBOX_BYTES: usize = 8 * 1024 * 1024;
+/// Time for a message to be taken by the process.
+const SEND: Duration = Duration::from_secs(30);
+/// After it was closed, a process has this time to say its last words.
+const LINGER: Duration = Duration::from_secs(12);
 /// Calls in flight in one session.
 const MAX_PENDING: usize = 1024;
 
@@ -41,12 +50,16 @@ type Answer = Result<Bytes, UpstreamError>;
 /// A session with a process.
 pub struct Session {
     state: Mutex<State>,
+    closed: watch::Sender<bool>,
+    /// Bytes that wait in the inbox.
+    inbox_bytes: AtomicUsize,
 }
 
 struct State {
     /// None: closed by us.
     outbox: Option<mpsc::Sender<Bytes>>,
-    pending: HashMap<Id, oneshot::Sender<Answer>>,
+    /// None: whoever asked has left, and the answer is still to come.
+    pending: HashMap<Id, Option<oneshot::Sender<Answer>>>,
     /// None: a stream has it.
     inbox: Option<mpsc::Receiver<Bytes>>,
     /// Set when the process is gone.
@@ -72,7 +85,8 @@ impl Id {
 
 impl Session {
     /// Starts to read from and write to a process.
-    pub fn start(connection: Duplex) -> Arc<Self> {
+    /// `place` is given back when the process is gone.
+    pub fn start(connection: Duplex, place: Option<OwnedSemaphorePermit>) -> Arc<Self> {
         let (read, write) = tokio::io::split(connection);
         let (outbox, outgoing) = mpsc::channel(OUTBOX);
         let (messages, inbox) = mpsc::channel(INBOX);
@@ -85,14 +99,30 @@ impl Session {
         };
         let session = Arc::new(Self {
             state: Mutex::new(state),
+            closed: watch::channel(false).0,
+            inbox_bytes: AtomicUsize::new(0),
         });
-        tokio::spawn(write_all(outgoing, write));
-        let reader = Arc::clone(&session);
+        let (writer, reader) = (Arc::clone(&session), Arc::clone(&session));
+        // A process that does not read must not keep the connection open.
         tokio::spawn(async move {
-            let why = reader.read_all(read, messages).await;
+            tokio::select! { () = write_all(outgoing, write) => {} () = writer.closed_for(LINGER) => {} }
+        });
+        tokio::spawn(async move {
+            let why = tokio::select! {
+                why = reader.read_all(read, messages) => why,
+                () = reader.closed_for(LINGER) => "it was closed".into(),
+            };
             reader.end(&why);
+            drop(place);
         });
         session
+    }
+
+    /// Resolves some time after the session was closed.
+    async fn closed_for(&self, linger: Duration) {
+        let mut closed = self.closed.subscribe();
+        let _ = closed.wait_for(|closed| *closed).await; // Its sender lives as long as we.
+        tokio::time::sleep(linger).await;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -113,7 +143,8 @@ impl Session {
     /// How long nothing happened; zero while a call or a stream is open.
     pub fn idle(&self, now: Instant) -> Duration {
         let state = self.state();
-        match state.pending.is_empty() && state.inbox.is_some() {
+        let waits = state.pending.values().any(Option::is_some);
+        match !waits && state.inbox.is_some() {
             true => now.saturating_duration_since(state.last_used),
             false => Duration::ZERO,
         }
@@ -122,6 +153,7 @@ impl Session {
     /// Closes the standard input of the process, which then is to end.
     pub fn close(&self) {
         self.state().outbox = None;
+        self.closed.send_replace(true);
     }
 
     /// Sends a message that gets no answer.
@@ -138,7 +170,8 @@ impl Session {
                 (None, None) => return Err(UpstreamError::SessionUnknown),
             }
         };
-        let sent = outbox.send(one_line(message)).await;
+        let sent = tokio::time::timeout(SEND, outbox.send(one_line(message))).await;
+        let sent = sent.map_err(|_| UpstreamError::TimedOut(SEND.as_secs()))?;
         sent.map_err(|_| {
             UpstreamError::Exited(
                 self.ended()
@@ -168,7 +201,7 @@ impl Session {
                     "the id is in use by a request in flight".into(),
                 ));
             }
-            state.pending.insert(id.clone(), sender);
+            state.pending.insert(id.clone(), Some(sender));
         }
         let _forget = Forget { session: self, id };
         self.send(message).await?;
@@ -202,7 +235,8 @@ impl Session {
                         }
                     }
                 }
-                Ok(Some(Frame::Exit(why))) => return why,
+                // It goes into logs and into the status: no line breaks, no escapes.
+                Ok(Some(Frame::Exit(why))) => return why.replace(char::is_control, " "),
                 Ok(None) => return "its connection was closed".into(),
                 Err(error) => return error.to_string(),
             }
@@ -226,13 +260,16 @@ impl Session {
         };
         match (&message.kind, message.id.and_then(|id| Id::parse(id.get()))) {
             (Kind::Response { .. }, Some(id)) => {
-                let waiting = self.state().pending.remove(&id);
+                let waiting = self.state().pending.remove(&id).flatten();
                 if waiting.is_none_or(|waiting| waiting.send(Ok(line.clone())).is_err()) {
                     tracing::debug!("an answer came for which nobody waits");
                 }
             }
             _ => {
-                if messages.try_send(line.clone()).is_err() {
+                let waiting = self.inbox_bytes.load(Ordering::Relaxed);
+                if waiting + line.len() <= INBOX_BYTES && messages.try_send(line.clone()).is_ok() {
+                    self.inbox_bytes.fetch_add(line.len(), Ordering::Relaxed);
+                } else {
                     tracing::warn!(
                         "nobody listens to what the server says by itself; a message is dropped"
                     );
@@ -245,13 +282,13 @@ impl Session {
         let mut state = self.state();
         state.ended = Some(why.to_owned());
         state.outbox = None;
-        for (_, waiting) in state.pending.drain() {
+        for waiting in state.pending.drain().filter_map(|(_, waiting)| waiting) {
             let _ = waiting.send(Err(UpstreamError::Exited(why.to_owned()))); // The caller may have left.
         }
     }
 }
 
-/// Forgets a request whose caller has left.
+/// Marks a request whose caller has left.
 struct Forget<'s> {
     session: &'s Session,
     id: Id,
@@ -259,7 +296,12 @@ struct Forget<'s> {
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        self.session.state().pending.remove(&self.id);
+        // The place of the id stays taken until its answer came: else the answer
+        // could be taken for that to a later request.
+        let mut state = self.session.state();
+        if let Some(waiting) = state.pending.get_mut(&self.id) {
+            *waiting = None;
+        }
     }
 }
 
@@ -274,7 +316,15 @@ impl Stream for Messages {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         match &mut self.inbox {
-            Some(inbox) => inbox.poll_recv(cx),
+            Some(inbox) => {
+                let received = std::task::ready!(inbox.poll_recv(cx));
+                if let Some(message) = &received {
+                    self.session
+                        .inbox_bytes
+                        .fetch_sub(message.len(), Ordering::Relaxed);
+                }
+                Poll::Ready(received)
+            }
             None => Poll::Ready(None),
         }
     }

@@ -281,6 +281,11 @@ async fn a_burst_gets_429_and_counts_survive_a_new_bundle() {
     assert_limited(sidecar.call(&call("get_order")).await);
 }
 
+fn progress(n: u32) -> Bytes {
+    let message = json!({"jsonrpc": "2.0", "method": "notifications/progress", "params": {"n": n}});
+    Bytes::from(format!("data: {message}\n\n"))
+}
+
 /// Events that the test sends one by one.
 fn events(
     got: &common::Got,
@@ -314,8 +319,9 @@ async fn events_stream_through_and_a_policy_change_resets_the_stream() {
         .body(Full::new(Bytes::from(call("get_order").to_string())))
         .unwrap();
     let mut stream = open(request).await.into_body().into_data_stream();
-    for text in ["data: {\"one\"", ":1}\n\n", "data: 2\n\n"] {
-        feed.send(Bytes::from_static(text.as_bytes())).unwrap();
+    for n in [1, 2] {
+        let text = progress(n);
+        feed.send(text.clone()).unwrap();
         let arrived = tokio::time::timeout(Duration::from_secs(20), stream.next())
             .await
             .unwrap()
@@ -331,8 +337,8 @@ async fn events_stream_through_and_a_policy_change_resets_the_stream() {
             no_limits(),
         ))
         .await;
-    feed.send(Bytes::from_static(b"data: 3\n\n")).unwrap();
-    assert_eq!(stream.next().await.unwrap().unwrap(), "data: 3\n\n");
+    feed.send(progress(3)).unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), progress(3));
     sidecar
         .rewrite(&bundle(
             &sidecar.issuer,
@@ -556,6 +562,18 @@ async fn drain_finishes_what_is_in_flight_and_takes_nothing_new() {
         .body(Full::new(Bytes::from(call("get_order").to_string())))
         .unwrap();
     let mut stream = open(request).await.into_body().into_data_stream();
+    // Every client listens to what the server says by itself: that is no call.
+    let get = Request::get(format!("http://{}/mcp", sidecar.mcp))
+        .header("accept", "text/event-stream")
+        .header("user-agent", "test");
+    let get = get
+        .header(
+            "authorization",
+            format!("Bearer {}", sidecar.token("alice")),
+        )
+        .body(Full::default())
+        .unwrap();
+    let mut listening = open(get).await.into_body().into_data_stream();
     let pid = sidecar.child.id().to_string();
     let mut drain = Command::new(binary())
         .args([
@@ -579,8 +597,12 @@ async fn drain_finishes_what_is_in_flight_and_takes_nothing_new() {
         drain.try_wait().unwrap().is_none(),
         "drained with a call in flight"
     );
-    feed.send(Bytes::from_static(b"data: last\n\n")).unwrap();
-    assert_eq!(stream.next().await.unwrap().unwrap(), "data: last\n\n");
+    let ended = tokio::time::timeout(Duration::from_secs(20), listening.next())
+        .await
+        .unwrap();
+    assert!(ended.is_none(), "it ends in good order: {ended:?}");
+    feed.send(progress(4)).unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), progress(4));
     drop((stream, feed));
     let drained = tokio::task::spawn_blocking(move || drain.wait().unwrap())
         .await
@@ -601,4 +623,86 @@ async fn drain_finishes_what_is_in_flight_and_takes_nothing_new() {
         sidecar.child.try_wait().unwrap().is_some()
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_token() {
+    let (feed, _) = tokio::sync::broadcast::channel(16);
+    let script = Script::start(move |got| events(got, feed.subscribe())).await;
+    let sidecar = in_front_of(&script, allow(json!(["*"])), no_limits()).await;
+    let claims = json!({"iss": sidecar::dev::ISSUER, "sub": "alice", "groups": ["staff"], "aud": "http://orders.shop.svc/mcp", "exp": sidecar::pipeline::now() + 3});
+    let get = Request::get(format!("http://{}/mcp", sidecar.mcp))
+        .header("accept", "text/event-stream")
+        .header("user-agent", "test");
+    let get = get
+        .header(
+            "authorization",
+            format!("Bearer {}", sidecar.issuer.sign(&claims).unwrap()),
+        )
+        .body(Full::default())
+        .unwrap();
+    let mut stream = open(get).await.into_body().into_data_stream();
+    let end = tokio::time::timeout(Duration::from_secs(20), stream.next())
+        .await
+        .unwrap();
+    assert!(
+        end.is_some_and(|end| end.is_err()),
+        "the stream outlived its token"
+    );
+}
+
+#[tokio::test]
+async fn what_the_server_must_not_say_does_not_pass() {
+    let script = Script::start(|got| {
+        let message: Value = serde_json::from_slice(&got.body).unwrap();
+        let answer = json_answer(&json!({"jsonrpc": "2.0", "id": 1, "result": {}}));
+        let (mut head, body) = answer.into_parts();
+        match message["params"]["name"].as_str() {
+            Some("redirect") => {
+                head.status = http::StatusCode::TEMPORARY_REDIRECT;
+                head.headers.insert(
+                    "location",
+                    http::HeaderValue::from_static("http://evil.example/"),
+                );
+            }
+            Some("zip") => drop(
+                head.headers
+                    .insert("content-encoding", http::HeaderValue::from_static("gzip")),
+            ),
+            Some("types") => drop(head.headers.append(
+                "content-type",
+                http::HeaderValue::from_static("text/event-stream"),
+            )),
+            _ => drop(
+                head.headers
+                    .insert("alt-svc", http::HeaderValue::from_static("h2=\":1\"")),
+            ),
+        }
+        Response::from_parts(head, body)
+    })
+    .await;
+    let sidecar = in_front_of(&script, allow(json!(["*"])), no_limits()).await;
+    for tool in ["redirect", "zip", "types"] {
+        let reply = sidecar.call(&call(tool)).await;
+        assert!(
+            reply.status == 502 && !reply.headers.contains_key("location"),
+            "{tool}: {reply:?}"
+        );
+    }
+    let reply = sidecar.call(&call("other")).await;
+    assert!(reply.status == 200 && !reply.headers.contains_key("alt-svc"));
+}
+
+#[tokio::test]
+async fn made_up_names_share_one_count() {
+    let limits =
+        json!([{"name": "each", "tools": ["*"], "requests": 2, "per": "24h", "by": ["Tool"]}]);
+    let script = Script::start(echo).await;
+    let sidecar = in_front_of(&script, allow(json!(["*"])), limits).await;
+    let mut refused = 0;
+    for name in ["a", "b", "c"] {
+        refused += u32::from(sidecar.call(&call(name)).await.status == 429);
+    }
+    assert_eq!(refused, 1);
+    assert_eq!(sidecar.call(&call("get_order")).await.status, 200);
 }

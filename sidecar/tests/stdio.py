@@ -2,12 +2,16 @@
 import json
 import os
 import sys
+import time
 
 print("server starts", file=sys.stderr)
 for line in sys.stdin:
     message = json.loads(line)
     method, id = message.get("method"), message.get("id")
     if id is None or "result" in message:
+        continue
+    if method == "initialize" and message["params"].get("fail"):
+        print(json.dumps({"jsonrpc": "2.0", "id": id, "error": {"code": 1, "message": "no"}}), flush=True)
         continue
     if method == "initialize":
         result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "s", "version": "1"}}
@@ -22,6 +26,11 @@ for line in sys.stdin:
             print("this line is no message", flush=True)
         if tool == "notify":
             print(json.dumps({"jsonrpc": "2.0", "method": "notifications/message", "params": {"data": "hello"}}), flush=True)
+        if tool == "slow":
+            time.sleep(1)
+            result = {"content": [{"type": "text", "text": "slow"}]}
+            print(json.dumps({"jsonrpc": "2.0", "id": id, "result": result}), flush=True)
+            continue
         if tool == "hang":
             continue
         result = {"content": [{"type": "text", "text": str(os.getpid())}]}

@@ -208,15 +208,23 @@ fn ready(seen: &Seen<'_>) -> Verdict {
     }
     match trouble {
         Some(Trouble { reason, message }) => Verdict::no(reason, capital(&message)),
-        None => Verdict::no(Reason::Starting, starting(live.len())),
+        None => Verdict::no(Reason::Starting, starting(seen, &live)),
     }
 }
 
-fn starting(live: usize) -> String {
-    match live {
-        0 => "No pod exists yet.".to_owned(),
-        live => format!("Waiting for {} to get ready.", pods(live)),
+fn starting(seen: &Seen<'_>, live: &[&Pod]) -> String {
+    if live.is_empty() {
+        return "No pod exists yet.".to_owned();
     }
+    let said = live.iter().find_map(|pod| {
+        let message = tail(&report(seen, pod)?.upstream.message, MAX_WORDS);
+        (!message.is_empty()).then(|| format!(" Its sidecar says: {message}."))
+    });
+    format!(
+        "Waiting for {} to get ready.{}",
+        pods(live.len()),
+        said.unwrap_or_default()
+    )
 }
 
 fn capital(text: &str) -> String {

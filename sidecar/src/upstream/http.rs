@@ -11,7 +11,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use moka::sync::Cache;
+use moka::{policy::EvictionPolicy, sync::Cache};
 
 use super::{Forward, Principal, UpstreamError};
 use crate::body::Body;
@@ -35,6 +35,8 @@ pub struct HttpUpstream {
     client: Client<HttpConnector, Full<Bytes>>,
     uri: Uri,
     sessions: Cache<String, Principal>,
+    /// Ids of lists, by session, for longer than an answer can take.
+    list_ids: Cache<(String, String), ()>,
 }
 
 impl HttpUpstream {
@@ -57,13 +59,20 @@ impl HttpUpstream {
             .pool_max_idle_per_host(256)
             .build(connector);
         let sessions = Cache::builder()
+            .eviction_policy(EvictionPolicy::lru())
             .max_capacity(SESSIONS)
             .time_to_idle(SESSION_IDLE)
+            .build();
+        let list_ids = Cache::builder()
+            .eviction_policy(EvictionPolicy::lru())
+            .max_capacity(SESSIONS)
+            .time_to_live(2 * ANSWER)
             .build();
         Ok(Self {
             client,
             uri,
             sessions,
+            list_ids,
         })
     }
 
@@ -87,87 +96,120 @@ impl HttpUpstream {
         Ok(answer.map(|body| body.map_err(crate::body::Error::new).boxed_unsync()))
     }
 
-    /// Sends a decided request, where its session belongs to the caller.
-    pub(super) async fn forward(&self, forward: Forward) -> Result<Response<Body>, UpstreamError> {
-        let Forward {
-            method,
-            headers,
-            body,
-            rpc_method,
-            id: _,
-            principal,
-        } = forward;
-        let session = headers
-            .get(SESSION_ID)
-            .map(|id| id.to_str().map(str::to_owned))
-            .transpose();
-        let session = session.map_err(|_| UpstreamError::SessionUnknown)?;
-        if let Some(session) = &session
-            && self
-                .sessions
-                .get(session)
-                .is_none_or(|owner| owner != principal)
-        {
+    /// Whether the session of a request belongs to the caller, and the id of a
+    /// list is new in it.
+    ///
+    /// # Errors
+    /// Why the request must not go on.
+    pub(super) fn check(&self, request: &Forward) -> Result<(), UpstreamError> {
+        let Some(session) = request.headers.get(SESSION_ID) else {
+            return Ok(());
+        };
+        let session = session
+            .to_str()
+            .map_err(|_| UpstreamError::SessionUnknown)?;
+        let owner = self.sessions.get(session);
+        if owner.is_none_or(|owner| owner != request.principal) {
             return Err(UpstreamError::SessionUnknown);
         }
-        let ends_session = method == Method::DELETE;
-        let mut answer = self.send(method, headers, body).await?;
-        match answer.status() {
-            StatusCode::UNAUTHORIZED
-            | StatusCode::FORBIDDEN
-            | StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
-                // The caller would take it for ours, and drop a good token.
-                return Err(UpstreamError::Invalid(format!(
-                    "status {}: the server asks for credentials of its own",
-                    answer.status()
-                )));
-            }
-            status if status.is_success() => {
-                if let Some(session) = session.filter(|_| ends_session) {
-                    self.sessions.invalidate(&session);
-                }
-                let new = answer
-                    .headers()
-                    .get(SESSION_ID)
-                    .and_then(|id| id.to_str().ok());
-                if let Some(id) = new.filter(|_| rpc_method.as_deref() == Some("initialize")) {
-                    self.sessions.insert(id.to_owned(), principal);
-                }
-            }
-            _ => {}
+        // A server that mixes up two requests of one id would send the list as
+        // the answer to a call, which is not filtered.
+        let Some(id) = &request.id else { return Ok(()) };
+        let key = (session.to_owned(), id.clone());
+        if request.is_list {
+            self.list_ids.insert(key, ());
+        } else if self.list_ids.contains_key(&key) {
+            let message = "the id was used by a list in this session: each request needs a new one";
+            return Err(UpstreamError::Refused(message.into()));
         }
-        strip(answer.headers_mut());
-        Ok(answer)
+        Ok(())
+    }
+
+    /// Sends a decided request.
+    pub(super) async fn forward(&self, request: Forward) -> Result<Response<Body>, UpstreamError> {
+        let ended = request.headers.get(SESSION_ID).cloned();
+        let ended = ended.filter(|_| request.method == Method::DELETE);
+        let answer = self
+            .send(request.method, request.headers, request.body)
+            .await?;
+        let status = answer.status();
+        if status.is_informational() || status.is_redirection() {
+            return Err(UpstreamError::Invalid(format!("status {status}")));
+        }
+        if NOT_OURS.contains(&status) {
+            // The caller would take it for ours, and drop a good token.
+            let what = format!("status {status}: the server asks for credentials of its own");
+            return Err(UpstreamError::Invalid(what));
+        }
+        let (mut head, body) = answer.into_parts();
+        if status.is_success() {
+            if let Some(session) = ended.as_ref().and_then(|id| id.to_str().ok()) {
+                self.sessions.invalidate(session);
+            }
+            if request.rpc_method.as_deref() == Some("initialize") {
+                self.remember(&head.headers, request.principal)?;
+            }
+        }
+        head.headers = forwarded(&head.headers)?;
+        Ok(Response::from_parts(head, body))
+    }
+
+    fn remember(&self, headers: &HeaderMap, principal: Principal) -> Result<(), UpstreamError> {
+        let Some(id) = headers.get(SESSION_ID).and_then(|id| id.to_str().ok()) else {
+            return Ok(());
+        };
+        if self
+            .sessions
+            .get(id)
+            .is_some_and(|owner| owner != principal)
+        {
+            let what = "it gave a session to a caller that belongs to another";
+            return Err(UpstreamError::Invalid(what.into()));
+        }
+        self.sessions.insert(id.to_owned(), principal);
+        Ok(())
     }
 }
 
-/// Removes what concerns one connection only (RFC 9110 §7.6.1), and what the
-/// server may not say in our name.
-fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named {
-        headers.remove(name);
+/// Answers with which the server would speak in our name.
+const NOT_OURS: [StatusCode; 3] = [
+    StatusCode::UNAUTHORIZED,
+    StatusCode::FORBIDDEN,
+    StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+];
+/// Headers of the server that pass on to callers.
+const FORWARDED: [HeaderName; 8] = [
+    header::CONTENT_TYPE,
+    header::CONTENT_LENGTH,
+    header::CACHE_CONTROL,
+    header::RETRY_AFTER,
+    header::ALLOW,
+    SESSION_ID,
+    PROTOCOL_VERSION,
+    HeaderName::from_static("x-accel-buffering"),
+];
+
+fn forwarded(headers: &HeaderMap) -> Result<HeaderMap, UpstreamError> {
+    let invalid = |what: &str| Err(UpstreamError::Invalid(what.into()));
+    if headers
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|encoding| encoding != "identity")
+    {
+        return invalid("it has a content encoding, though none was accepted");
     }
-    for name in [
-        header::CONNECTION,
-        header::TRANSFER_ENCODING,
-        header::TE,
-        header::TRAILER,
-        header::UPGRADE,
-        header::PROXY_AUTHENTICATE,
-        header::WWW_AUTHENTICATE,
-        header::SET_COOKIE,
-        HeaderName::from_static("keep-alive"),
-        HeaderName::from_static("proxy-connection"),
-    ] {
-        headers.remove(name);
+    let mut forwarded = HeaderMap::with_capacity(FORWARDED.len());
+    for name in FORWARDED {
+        let mut values = headers.get_all(&name).iter();
+        match (values.next(), values.next()) {
+            (Some(value), None) => forwarded.insert(name, value.clone()),
+            (None, _) => None,
+            (Some(_), Some(_)) if name == header::CONTENT_TYPE => {
+                return invalid("it has two types");
+            }
+            (Some(_), Some(_)) => None,
+        };
     }
+    Ok(forwarded)
 }
 
 /// The error with all its causes: hyper keeps "connection refused" in the last.

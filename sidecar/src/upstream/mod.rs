@@ -18,7 +18,7 @@ pub enum UpstreamError {
     /// No answer in time.
     #[error("the server did not answer within {0} s")]
     TimedOut(u64),
-    /// The process ended.
+    /// The process ended. Its last words are for the operator, not for callers.
     #[error("the server ended: {0}")]
     Exited(String),
     /// The answer cannot be used.
@@ -64,6 +64,8 @@ pub struct Forward {
     pub rpc_method: Option<String>,
     /// Id of a request, as written.
     pub id: Option<String>,
+    /// Whether a list is asked for.
+    pub is_list: bool,
     /// Whose request it is.
     pub principal: Principal,
 }
@@ -77,6 +79,18 @@ pub enum Upstream {
 }
 
 impl Upstream {
+    /// Whether the request's session is there and belongs to its caller: asked
+    /// before a decision is logged, and before a limit is charged.
+    ///
+    /// # Errors
+    /// Why the request must not go on.
+    pub fn check(&self, request: &Forward) -> Result<(), UpstreamError> {
+        match self {
+            Self::Http(upstream) => upstream.check(request),
+            Self::Stdio(upstream) => upstream.check(request),
+        }
+    }
+
     /// Sends a request and gives the head of the answer, its body still to stream.
     ///
     /// # Errors
