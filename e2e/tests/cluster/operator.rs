@@ -157,11 +157,25 @@ async fn servers_answer_without_an_operator() -> Result<()> {
         let fresh = caller.connect().await.context("a new session")?;
         promise::permitted(&fresh).await?.check()?;
         // A pod that starts now finds its configuration.
+        let old = scope
+            .kubectl(&[
+                "get",
+                "pods",
+                "-l",
+                "toolward.dev/server=alone",
+                "-o",
+                "name",
+            ])
+            .await?;
         scope
             .kubectl(&["rollout", "restart", "deployment/alone"])
             .await?;
         scope
             .kubectl(&["rollout", "status", "deployment/alone", "--timeout=2m"])
+            .await?;
+        // A session that is opened with a pod that leaves would end with it.
+        scope
+            .kubectl(&["wait", "--for=delete", old.trim(), "--timeout=2m"])
             .await?;
         let restarted = caller
             .connect()
