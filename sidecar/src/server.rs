@@ -76,7 +76,9 @@ impl Server {
             .with_context(|| bind_error("--admin", admin, ADMIN_PORT))?;
         let metrics = Metrics::default();
         let upstream = match target {
-            Target::Url(uri) => Upstream::Http(HttpUpstream::new(uri).map_err(anyhow::Error::msg)?),
+            Target::Url(uri) => Upstream::Http(Box::new(
+                HttpUpstream::new(uri).map_err(anyhow::Error::msg)?,
+            )),
             Target::Process(connector) => {
                 Upstream::Stdio(StdioUpstream::new(connector, metrics.processes.clone()))
             }

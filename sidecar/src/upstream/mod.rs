@@ -73,7 +73,7 @@ pub struct Forward {
 /// The wrapped server.
 pub enum Upstream {
     /// A server that listens on a port.
-    Http(http::HttpUpstream),
+    Http(Box<http::HttpUpstream>),
     /// Processes behind the shim.
     Stdio(stdio::StdioUpstream),
 }
