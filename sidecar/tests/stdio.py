@@ -26,12 +26,12 @@ for line in sys.stdin:
             print("this line is no message", flush=True)
         if tool == "notify":
             print(json.dumps({"jsonrpc": "2.0", "method": "notifications/message", "params": {"data": "hello"}}), flush=True)
-        if tool == "slow":
-            time.sleep(1)
-            result = {"content": [{"type": "text", "text": "slow"}]}
-            print(json.dumps({"jsonrpc": "2.0", "id": id, "result": result}), flush=True)
-            continue
-        if tool == "hang":
-            continue
+        if tool in ("hang", "slow"):
+            files = message["params"]["arguments"]
+            open(files["begun"], "w").close()
+            if tool == "hang":
+                continue
+            while not os.path.exists(files["release"]):
+                time.sleep(0.02)
         result = {"content": [{"type": "text", "text": str(os.getpid())}]}
     print(json.dumps({"jsonrpc": "2.0", "id": id, "result": result}), flush=True)

@@ -171,16 +171,15 @@ async fn each_session_has_a_process_that_nobody_else_reaches() {
 async fn a_crash_is_told_to_the_calls_in_flight() {
     let (_shim, sidecar) = scripted().await;
     let session = session(&sidecar, "alice").await;
-    let hanging = call(&sidecar, "alice", &session, json!(1), "hang");
+    let begun = sidecar.folder.join("begun");
+    let hang = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "hang", "arguments": {"begun": begun}}});
+    let (token, header) = (
+        sidecar.token("alice"),
+        [("mcp-session-id", session.as_str())],
+    );
+    let hanging = sidecar.post(&token, &header, hang.to_string());
     let crashing = async {
-        // Once an id is in flight it cannot be used again: then the first call is there.
-        until("the first call is in flight", async || {
-            call(&sidecar, "alice", &session, json!(1), "pid")
-                .await
-                .status
-                == 400
-        })
-        .await;
+        until("the first call is in flight", async || begun.exists()).await;
         call(&sidecar, "alice", &session, json!(2), "crash").await
     };
     let (hung, crashed) = tokio::join!(hanging, crashing);
@@ -293,9 +292,8 @@ async fn processes_are_bounded() {
 async fn an_answer_that_nobody_waits_for_goes_to_nobody() {
     let (_shim, sidecar) = scripted().await;
     let session = session(&sidecar, "alice").await;
-    let slow =
-        json!({"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": {"name": "slow"}})
-            .to_string();
+    let (begun, release) = (sidecar.folder.join("begun"), sidecar.folder.join("release"));
+    let slow = json!({"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": {"name": "slow", "arguments": {"begun": begun, "release": release}}}).to_string();
     let body = format!(
         "POST /mcp HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nMcp-Session-Id: {session}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{slow}",
         sidecar.token("alice"),
@@ -304,27 +302,23 @@ async fn an_answer_that_nobody_waits_for_goes_to_nobody() {
     use std::io::Write;
     let mut leaving = std::net::TcpStream::connect(sidecar.mcp).unwrap();
     leaving.write_all(body.as_bytes()).unwrap();
-    until("the call is in flight", async || {
+    until("the call is in flight", async || begun.exists()).await;
+    drop(leaving);
+    // Until its answer came, the id is taken; then it is free again.
+    assert_eq!(
+        call(&sidecar, "alice", &session, json!(5), "pid")
+            .await
+            .status,
+        400
+    );
+    std::fs::write(&release, "").unwrap();
+    until("the id is free", async || {
         call(&sidecar, "alice", &session, json!(5), "pid")
             .await
             .status
-            == 400
+            == 200
     })
     .await;
-    drop(leaving);
-    // Until its answer came, the id is taken; then it is free again.
-    let mut refused = 0;
-    until("the id is free", async || {
-        let reply = call(&sidecar, "alice", &session, json!(5), "pid").await;
-        refused += u32::from(reply.status == 400);
-        assert!(
-            reply.status == 400 || pid(&reply) > 0,
-            "the answer to another call came: {reply:?}"
-        );
-        reply.status == 200
-    })
-    .await;
-    assert!(refused > 0, "the id was free before its answer came");
 }
 
 #[tokio::test]
