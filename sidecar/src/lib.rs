@@ -40,6 +40,8 @@ pub struct Shared {
     pub config: config::Store,
     /// The wrapped server.
     pub upstream: std::sync::Arc<upstream::Upstream>,
+    /// Reads the bodies of requests.
+    pub intake: front::Intake,
     /// Counts of the limits.
     pub counters: counters::Counters,
     /// The audit log.

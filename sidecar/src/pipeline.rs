@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use policy::{Caller, Operation, Reason, bundle::Effect, decide};
 use serde_json::value::RawValue;
@@ -28,10 +28,6 @@ use crate::{
     upstream::{Forward, UpstreamError},
 };
 
-/// Largest body of a request.
-pub const MAX_REQUEST: usize = 4 * 1024 * 1024;
-/// Time for a request's body to arrive.
-const READ: Duration = Duration::from_secs(30);
 /// Largest answer that has to be read whole, as lists in JSON have.
 const MAX_LIST: usize = 8 * 1024 * 1024;
 
@@ -125,7 +121,7 @@ impl Exchange {
             caller.map_err(|reason| Refusal::unauthorized(reason, &self.active.bundle.audience))?,
         );
         self.headers = request::forwarded_headers(&self.parts.method, &self.parts.headers)?;
-        self.body = read_body(incoming).await?;
+        self.body = self.shared.intake.read(incoming).await?;
         if self.parts.method != Method::POST && !self.body.is_empty() {
             return Err(Refusal::malformed("only POST carries a body"));
         }
@@ -461,28 +457,4 @@ impl Exchange {
         }
         verdict.map(|_| ())
     }
-}
-
-async fn read_body(incoming: Incoming) -> Result<Bytes, Refusal> {
-    let slow = |_| {
-        Refusal::new(
-            Reason::Malformed,
-            StatusCode::REQUEST_TIMEOUT,
-            format!("the body did not arrive within {} s", READ.as_secs()),
-        )
-    };
-    let read = tokio::time::timeout(READ, Limited::new(incoming, MAX_REQUEST).collect())
-        .await
-        .map_err(slow)?;
-    read.map(http_body_util::Collected::to_bytes)
-        .map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                return Refusal::new(
-                    Reason::TooLarge,
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    format!("a request has at most {MAX_REQUEST} bytes"),
-                );
-            }
-            Refusal::malformed(format!("the body cannot be read: {error}"))
-        })
 }

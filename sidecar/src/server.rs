@@ -89,6 +89,7 @@ impl Server {
         let shared = Arc::new(Shared {
             config: config::Store::default(),
             upstream: Arc::new(upstream),
+            intake: front::Intake::default(),
             counters: counters::Counters::default(),
             audit,
             metrics,
