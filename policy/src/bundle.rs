@@ -31,6 +31,10 @@ pub struct Bundle {
     /// (`run` on a laptop).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator: Option<String>,
+    /// The audience of the tokens with which sidecars of this server prove who
+    /// they are to each other; without it they do not speak to each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_audience: Option<String>,
     /// Whether a token is needed, and who may issue it.
     pub authentication: Authentication,
     /// Set where the configuration is not valid: everything is denied.

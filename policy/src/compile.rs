@@ -151,6 +151,7 @@ fn base(server: ServerRef, url: String, audience: String, context: &Context) -> 
         audience,
         hosts,
         operator,
+        peer_audience: None,
         authentication,
         deny_all: None,
         rules: Vec::new(),

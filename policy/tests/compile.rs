@@ -59,6 +59,7 @@ fn assert_denied(
         deny_all,
         rules,
         limits,
+        peer_audience: _,
         authentication,
         ..
     } = &compiled.bundle;

@@ -26,7 +26,7 @@ use tokio::{
 
 pub use intake::{Intake, MAX_BODIES, MAX_BODY};
 
-use crate::{Shared, body::Body, pipeline, refusal::Refusal};
+use crate::{Shared, body::Body, peer, pipeline, refusal::Refusal};
 use activity::{InFlight, Overdue, Socket};
 
 /// Connections at once; more wait in the kernel's queue.
@@ -76,6 +76,15 @@ pub enum Phase {
     Draining,
 }
 
+/// Who comes by a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// Callers, by the MCP port.
+    Callers,
+    /// Other replicas, by the peer port.
+    Peers,
+}
+
 /// Binds a listener. `None`: the port on all addresses, IPv6 where there is any.
 ///
 /// # Errors
@@ -94,10 +103,16 @@ pub async fn bind(address: Option<SocketAddr>, port: u16) -> io::Result<TcpListe
 
 /// Accepts connections until the phase is `Draining`, then waits for those that
 /// are open.
-pub async fn serve(shared: Arc<Shared>, listener: TcpListener, mut phase: watch::Receiver<Phase>) {
+pub async fn serve(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    door: Door,
+    mut phase: watch::Receiver<Phase>,
+) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let front = Arc::new(Front {
         shared,
+        door,
         requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
         builder: builder(),
     });
@@ -163,6 +178,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
 /// What connections share.
 struct Front {
     shared: Arc<Shared>,
+    door: Door,
     /// A place for each request in flight.
     requests: Arc<Semaphore>,
     builder: auto::Builder<TokioExecutor>,
@@ -213,9 +229,9 @@ impl Front {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, in_flight: InFlight) -> Response<Body> {
+    async fn answer(&self, mut request: Request<Incoming>, in_flight: InFlight) -> Response<Body> {
         let mut open = Open::new(&self.shared, in_flight);
-        let answer = match self.admit(&request) {
+        let answer = match self.admit(&mut request).await {
             Ok(place) => {
                 open.place = Some(place);
                 pipeline::handle(&self.shared, request).await
@@ -226,13 +242,22 @@ impl Front {
         answer.map(|body| Body::new(Held { body, _open: open }))
     }
 
-    fn admit(&self, request: &Request<Incoming>) -> Result<OwnedSemaphorePermit, Refusal> {
+    async fn admit(
+        &self,
+        request: &mut Request<Incoming>,
+    ) -> Result<OwnedSemaphorePermit, Refusal> {
         check_head(request)?;
-        let places = Arc::clone(&self.requests).try_acquire_owned();
-        places.map_err(|_| {
+        let place = Arc::clone(&self.requests).try_acquire_owned();
+        let place = place.map_err(|_| {
             let message = "too many requests are open: try again later";
             Refusal::new(Reason::Overloaded, StatusCode::SERVICE_UNAVAILABLE, message)
-        })
+        })?;
+        match self.door {
+            Door::Peers => peer::admit(&self.shared, request).await?,
+            // Only a peer may show its token, and only at its door.
+            Door::Callers => drop(request.headers_mut().remove(peer::HEADER)),
+        }
+        Ok(place)
     }
 }
 

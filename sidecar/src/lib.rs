@@ -19,6 +19,7 @@ pub mod frame;
 pub mod front;
 pub mod method;
 pub mod metrics;
+pub mod peer;
 pub mod pipeline;
 pub mod probe;
 pub mod refusal;
@@ -40,6 +41,8 @@ pub struct Shared {
     pub config: config::Store,
     /// The wrapped server.
     pub upstream: std::sync::Arc<upstream::Upstream>,
+    /// Other replicas of the server.
+    pub peers: std::sync::Arc<peer::Peers>,
     /// Reads the bodies of requests.
     pub intake: front::Intake,
     /// Counts of the limits.

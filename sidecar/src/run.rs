@@ -13,8 +13,9 @@ use policy::{Compiled, Context, PolicySource, compile};
 
 use crate::{
     dev::DevIssuer,
+    peer::Peers,
     pipeline::now,
-    server::{ADMIN_PORT, AuditThread, MCP_PORT, Server, Target},
+    server::{ADMIN_PORT, AuditThread, Listen, MCP_PORT, Server, Target},
     source,
     upstream::stdio::Connector,
 };
@@ -117,7 +118,12 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
     };
     first.note(stdio);
     let bundle = first.compile(listen, issuer.as_ref())?;
-    let server = Server::bind(Some(listen), Some(admin), target).await?;
+    let listens = Listen {
+        mcp: Some(listen),
+        admin: Some(admin),
+        peer: None,
+    };
+    let server = Server::bind(listens, Peers::alone(), target).await?;
     let bundle = if listen.port() == 0 {
         first.compile(server.address, issuer.as_ref())?
     } else {

@@ -4,7 +4,8 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use crate::{
     Shared, metrics,
-    server::{AuditThread, Server, Target},
+    peer::{self, Peers},
+    server::{AuditThread, Listen, Server, Target},
     source,
     upstream::stdio::Connector,
 };
@@ -23,6 +24,25 @@ pub struct Args {
     /// Address of the admin port [default: all addresses, port 9441].
     #[arg(long)]
     admin: Option<SocketAddr>,
+    #[command(flatten)]
+    peer: PeerArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct PeerArgs {
+    /// Name of this replica, as others know it: the pod's.
+    #[arg(long, value_name = "NAME", default_value = peer::LOCAL)]
+    replica: String,
+    /// File with the token that this replica shows to others. Without it there
+    /// are no others, and no peer port.
+    #[arg(long, value_name = "FILE")]
+    peer_token: Option<PathBuf>,
+    /// Address of the peer port [default: all addresses, port 9442].
+    #[arg(long, value_name = "ADDRESS", requires = "peer_token")]
+    peer: Option<SocketAddr>,
+    /// Peer port of the others.
+    #[arg(long, value_name = "PORT", default_value_t = peer::PORT)]
+    peer_port: u16,
 }
 
 #[derive(Debug, clap::Args)]
@@ -46,13 +66,27 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         target: TargetArgs { upstream, socket },
         listen,
         admin,
+        peer,
     } = args;
     let target = match (upstream, socket) {
         (Some(url), _) => Target::Url(url),
         (None, Some(socket)) => Target::Process(Connector::Socket(socket)),
         (None, None) => anyhow::bail!("--upstream or --socket is required"),
     };
-    let server = Server::bind(listen, admin, target).await?;
+    let listen = Listen {
+        mcp: listen,
+        admin,
+        peer: peer.peer_token.is_some().then_some(peer.peer),
+    };
+    let peers = match &peer.peer_token {
+        Some(_) => Peers::new(peer.replica, peer.peer_port),
+        None => Peers::alone(),
+    };
+    let server = Server::bind(listen, peers, target).await?;
+    if let Some(token) = peer.peer_token {
+        let peers = Arc::clone(&server.shared.peers);
+        tokio::spawn(peers.follow(bundle.join(peer::FILE), token));
+    }
     let file = bundle.join(policy::bundle::FILE);
     let shared = Arc::clone(&server.shared);
     tokio::spawn(source::watch(vec![file.clone()], move || {

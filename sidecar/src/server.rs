@@ -13,8 +13,9 @@ use crate::{
     Shared, admin,
     audit::Audit,
     config, counters,
-    front::{self, Phase},
+    front::{self, Door, Phase},
     metrics::Metrics,
+    peer::{self, Peers},
     probe::{self, Seen},
     upstream::{
         Upstream,
@@ -45,6 +46,16 @@ pub enum Target {
     Process(Connector),
 }
 
+/// Where a sidecar listens, and beside whom.
+pub struct Listen {
+    /// Address of the MCP port; none: all addresses.
+    pub mcp: Option<SocketAddr>,
+    /// Address of the admin port; none: all addresses.
+    pub admin: Option<SocketAddr>,
+    /// Address of the peer port, where there is to be one; none: all addresses.
+    pub peer: Option<Option<SocketAddr>>,
+}
+
 /// A sidecar whose listeners are bound.
 pub struct Server {
     /// What requests share.
@@ -53,6 +64,7 @@ pub struct Server {
     pub address: SocketAddr,
     mcp: TcpListener,
     admin: TcpListener,
+    peer: Option<TcpListener>,
     phase: watch::Sender<Phase>,
     seen: watch::Sender<Seen>,
     audit_thread: AuditThread,
@@ -63,17 +75,13 @@ impl Server {
     ///
     /// # Errors
     /// Where an address cannot be had.
-    pub async fn bind(
-        listen: Option<SocketAddr>,
-        admin: Option<SocketAddr>,
-        target: Target,
-    ) -> anyhow::Result<Self> {
-        let mcp = front::bind(listen, MCP_PORT)
-            .await
-            .with_context(|| bind_error("--listen", listen, MCP_PORT))?;
-        let admin_listener = front::bind(admin, ADMIN_PORT)
-            .await
-            .with_context(|| bind_error("--admin", admin, ADMIN_PORT))?;
+    pub async fn bind(listen: Listen, peers: Peers, target: Target) -> anyhow::Result<Self> {
+        let mcp = bind("--listen", listen.mcp, MCP_PORT).await?;
+        let admin = bind("--admin", listen.admin, ADMIN_PORT).await?;
+        let peer = match listen.peer {
+            Some(address) => Some(bind("--peer", address, peer::PORT).await?),
+            None => None,
+        };
         let metrics = Metrics::default();
         let upstream = match target {
             Target::Url(uri) => Upstream::Http(Box::new(
@@ -89,6 +97,7 @@ impl Server {
         let shared = Arc::new(Shared {
             config: config::Store::default(),
             upstream: Arc::new(upstream),
+            peers: Arc::new(peers),
             intake: front::Intake::default(),
             counters: counters::Counters::default(),
             audit,
@@ -97,12 +106,16 @@ impl Server {
             phase: phase_seen,
         });
         let address = mcp.local_addr()?;
-        tracing::info!(mcp = %address, admin = %admin_listener.local_addr()?, "listening");
+        if let Some(peer) = &peer {
+            tracing::info!(peer = %peer.local_addr()?, "listening");
+        }
+        tracing::info!(mcp = %address, admin = %admin.local_addr()?, "listening");
         Ok(Self {
             shared,
             address,
             mcp,
-            admin: admin_listener,
+            admin,
+            peer,
             phase,
             seen,
             audit_thread,
@@ -119,6 +132,7 @@ impl Server {
             address: _,
             mcp,
             admin,
+            peer,
             phase,
             seen,
             audit_thread,
@@ -131,7 +145,13 @@ impl Server {
         tokio::spawn(admin::serve(Arc::clone(&shared), admin));
         tokio::spawn(probe::run(Arc::clone(&shared.upstream), seen));
         tokio::spawn(sweep(Arc::clone(&shared.upstream)));
-        let front = tokio::spawn(front::serve(Arc::clone(&shared), mcp, phase.subscribe()));
+        let fronts = [(Some(mcp), Door::Callers), (peer, Door::Peers)];
+        let fronts = fronts.into_iter().filter_map(|(listener, door)| {
+            let (shared, phase) = (Arc::clone(&shared), phase.subscribe());
+            Some(tokio::spawn(front::serve(shared, listener?, door, phase)))
+        });
+        let front = futures::future::join_all(fronts);
+        tokio::pin!(front);
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
@@ -145,7 +165,7 @@ impl Server {
         }
         phase.send_replace(Phase::Draining);
         let finished = async {
-            tokio::select! { _ = front => true, _ = int.recv() => false, () = tokio::time::sleep(DRAIN) => false }
+            tokio::select! { _ = &mut front => true, _ = int.recv() => false, () = tokio::time::sleep(DRAIN) => false }
         };
         if !finished.await {
             tracing::warn!("calls in flight are cut off");
@@ -155,9 +175,12 @@ impl Server {
     }
 }
 
-fn bind_error(flag: &str, address: Option<SocketAddr>, port: u16) -> String {
-    let address = address.map_or_else(|| format!("port {port}"), |address| address.to_string());
-    format!("{address} cannot be bound: choose another address with {flag}")
+async fn bind(flag: &str, address: Option<SocketAddr>, port: u16) -> anyhow::Result<TcpListener> {
+    let bound = front::bind(address, port).await;
+    bound.with_context(|| {
+        let address = address.map_or_else(|| format!("port {port}"), |address| address.to_string());
+        format!("{address} cannot be bound: choose another address with {flag}")
+    })
 }
 
 async fn sweep(upstream: Arc<Upstream>) {
