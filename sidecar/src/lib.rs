@@ -30,6 +30,7 @@ pub mod shim;
 pub mod source;
 pub mod sse;
 pub mod stdio_session;
+pub mod strict;
 pub mod upstream;
 
 use tokio::sync::watch;
