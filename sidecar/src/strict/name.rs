@@ -3,7 +3,7 @@
 use std::str::Chars;
 
 /// The names that messages, `params` and what stands directly in it have in any
-/// revision: what only looks like one of them is refused.
+/// revision: what only looks like one of them is refused. Sorted without case.
 pub(super) const KNOWN: &[&str] = &[
     "_meta",
     "argument",
@@ -42,8 +42,8 @@ pub(super) const KNOWN: &[&str] = &[
     "ref",
     "requestId",
     "requestState",
-    "resourceSubscriptions",
     "resourcesListChanged",
+    "resourceSubscriptions",
     "result",
     "roots",
     "sampling",
@@ -76,15 +76,13 @@ pub fn alike(a: &str, b: &str) -> bool {
 }
 
 /// A character without its case, at least as coarse as any parser's: that of
-/// Unicode's full folding, and `İ` and `ı` are `i` as they are in Java.
+/// Unicode's full folding, without the dot that `İ` leaves; `ı` is `i` too, as in
+/// Java.
 pub(super) fn fold(c: char) -> impl Iterator<Item = char> {
-    let c = match c {
-        'İ' => 'i',
-        c => c,
-    };
     c.to_lowercase()
         .flat_map(char::to_uppercase)
         .flat_map(char::to_lowercase)
+        .filter(|c| *c != '\u{307}')
 }
 
 /// A member's name: where it stands between its quotes.
@@ -167,9 +165,10 @@ impl Name {
             }
             &buffer[..length]
         };
-        let known = KNOWN
-            .iter()
-            .find(|known| known.as_bytes().eq_ignore_ascii_case(folded))?;
+        let lower = |name: &'static str| name.bytes().map(|byte| byte.to_ascii_lowercase());
+        let found = KNOWN
+            .binary_search_by(|known| lower(known).cmp(folded.iter().map(u8::to_ascii_lowercase)));
+        let known = KNOWN.get(found.ok()?)?;
         (!self.is(text, known)).then_some(known)
     }
 

@@ -207,6 +207,7 @@ fn names_differ_by_more_than_case() {
     assert!(accepted(with_params(
         r#"{"names":1,"name_":2,"nam":3,"Ämter":1,"amter":2}"#
     )));
+    assert!(KNOWN.is_sorted_by_key(|name| name.to_ascii_lowercase()));
     assert!(
         KNOWN
             .iter()
@@ -476,6 +477,10 @@ fn hostile_bodies() -> Vec<(&'static str, String)> {
         ("white space", " ".repeat(SIZE)),
         ("unusual names", array(|_| folded.clone())),
         ("alike names", with_params(&members(2000, "Äß"))),
+        (
+            "messages of 16",
+            array(|_| format!("{{\"params\":{}}}", members(16, "param"))),
+        ),
         ("messages", array(|_| with_arguments("{}"))),
     ];
     let arguments = hostile_arguments().into_iter();
