@@ -17,7 +17,7 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Service},
 };
 use kube::Client;
-use policy::{Bundle, Diagnostic};
+use policy::{Bundle, Diagnostic, bundle};
 
 use crate::{
     apply::{Child, Found, Last, apply, find},
@@ -175,8 +175,13 @@ impl Servers {
         self.compile(key, entry, &addresses, &mut outcome);
         let there = maps.as_ref().is_some_and(|maps| maps.ours().is_some());
         let wanted = if may_write || there {
-            let bundle = outcome.bundle.as_ref().map(Bundle::to_json).transpose();
-            outcome.note(bundle.map_err(Error::from)).flatten()
+            let before = maps.as_ref().and_then(|maps| maps.ours());
+            let version = self.version(key, before.map(|map| &**map));
+            let bundle = outcome.bundle.as_ref();
+            let bundle = bundle.map(|bundle| bundle.to_json_version(version));
+            outcome
+                .note(bundle.transpose().map_err(Error::from))
+                .flatten()
         } else {
             None
         };
@@ -233,7 +238,11 @@ impl Servers {
                 outcome.diagnostics = compiled.diagnostics;
             }
             Err(error) => {
-                outcome.bundle = Some(self.world.deny_all(key, addresses, error));
+                outcome.bundle =
+                    Some(
+                        self.world
+                            .deny_all(key, entry.meta.uid.as_deref(), addresses, error),
+                    );
                 outcome.diagnostics = vec![Diagnostic {
                     policy: None,
                     path: String::new(),
@@ -242,6 +251,20 @@ impl Servers {
                 }];
             }
         }
+    }
+
+    /// The newest version of the wire form that all running sidecars read. What
+    /// one reads that has not told yet is not known: then the version stays, or
+    /// goes down.
+    fn version(&self, key: &Key, before: Option<&ConfigMap>) -> u32 {
+        let sights = self.board.sights(key);
+        let pods = self.world.pods.group(key);
+        let running = pods.iter().filter(|pod| delivery::can_be_asked(pod));
+        let reads = running.map(|pod| {
+            let sight = sights.get(pod.metadata.uid.as_deref().unwrap_or_default())?;
+            sight.report.as_ref().map(|report| report.bundle.reads)
+        });
+        wire_version(reads, before.and_then(written_version))
     }
 
     fn deliver(&self, key: &Key, hash: &str) {
@@ -304,6 +327,27 @@ impl Servers {
     }
 }
 
+/// See [`Servers::version`]; `reads` is what each running sidecar says.
+fn wire_version(reads: impl Iterator<Item = Option<u32>>, before: Option<u32>) -> u32 {
+    let newest = bundle::VERSION;
+    let version = reads
+        .map(|reads| reads.or(before).unwrap_or(newest))
+        .min()
+        .unwrap_or(newest);
+    version.clamp(bundle::OLDEST, newest)
+}
+
+/// The version of the bundle that a ConfigMap carries.
+fn written_version(map: &ConfigMap) -> Option<u32> {
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let text = map.data.as_ref()?.get(bundle::FILE)?;
+    let Versioned { version } = serde_json::from_str(text).ok()?;
+    Some(version)
+}
+
 fn taken<K>(found: Option<&Found<K>>) -> Option<String> {
     found?.foreign().map(str::to_owned)
 }
@@ -345,5 +389,32 @@ fn fault(diagnostic: &Diagnostic) -> String {
         diagnostic.message.clone()
     } else {
         diagnostic.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_version_that_all_running_sidecars_read_is_written() {
+        for (reads, before, expected) in [
+            (&[][..], None, 2),
+            (&[], Some(1), 2),
+            (&[Some(2), Some(2)], Some(1), 2),
+            (&[Some(2), Some(1)], Some(2), 1),
+            (&[Some(1)], None, 1),
+            // What is newer or makes no sense.
+            (&[Some(7)], Some(2), 2),
+            (&[Some(0)], Some(2), 1),
+            // Before all have told, nobody is sent what they may not read.
+            (&[None, Some(2)], Some(1), 1),
+            (&[None, Some(1)], Some(2), 1),
+            (&[None], Some(2), 2),
+            (&[None], None, 2),
+        ] {
+            let version = wire_version(reads.iter().copied(), before);
+            assert_eq!(version, expected, "{reads:?} {before:?}");
+        }
     }
 }

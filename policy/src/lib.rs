@@ -13,9 +13,12 @@ mod glob;
 pub mod limit;
 mod reason;
 pub mod report;
+pub mod uri;
+mod uri_glob;
 
 pub use bundle::Bundle;
 pub use compile::{Compiled, Context, Diagnostic, PolicySource, compile, deny_all};
 pub use decide::{Caller, Decision, Operation, decide, visible};
 pub use glob::Glob;
 pub use reason::Reason;
+pub use uri_glob::{Template, UriGlob};

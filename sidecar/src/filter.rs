@@ -83,6 +83,7 @@ fn items(
         let operation = match list {
             "tools" => Operation::Tool(&id),
             "prompts" => Operation::Prompt(&id),
+            "resourceTemplates" => Operation::Template(&id),
             _ => Operation::Resource(&id),
         };
         if visible(operation) {

@@ -210,7 +210,7 @@ impl Exchange {
                 Operation::Prompt(name) => {
                     Refusal::unknown(decision.reason, "prompt", name, modern)
                 }
-                Operation::Resource(uri) => {
+                Operation::Resource(uri) | Operation::Template(uri) => {
                     Refusal::unknown(decision.reason, "resource", uri, modern)
                 }
                 Operation::Open => {

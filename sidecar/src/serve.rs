@@ -17,12 +17,36 @@ pub struct Args {
     bundle: PathBuf,
     #[command(flatten)]
     target: TargetArgs,
+    /// Who shares a process of a stdio server.
+    #[arg(long, value_enum, default_value_t, requires = "socket")]
+    process: Process,
+    /// The most processes of a stdio server at a time.
+    #[arg(long, default_value_t = 50, requires = "socket")]
+    max_processes: u32,
+    /// A process without a call or a stream for this time is ended.
+    #[arg(long, default_value = "10m", requires = "socket")]
+    idle_timeout: crds::Duration,
+    /// A process that has not answered its handshake after this time has failed.
+    #[arg(long, default_value = "60s", requires = "socket")]
+    startup_timeout: crds::Duration,
     /// Address of the MCP port [default: all addresses, port 9440].
     #[arg(long)]
     listen: Option<SocketAddr>,
     /// Address of the admin port [default: all addresses, port 9441].
     #[arg(long)]
     admin: Option<SocketAddr>,
+}
+
+/// Who shares a process of a stdio server.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Process {
+    /// Nobody.
+    #[default]
+    PerSession,
+    /// The sessions of one caller.
+    PerUser,
+    /// Everyone.
+    Shared,
 }
 
 #[derive(Debug, clap::Args)]
@@ -44,6 +68,10 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
     let Args {
         bundle,
         target: TargetArgs { upstream, socket },
+        process: _,
+        max_processes: _,
+        idle_timeout: _,
+        startup_timeout: _,
         listen,
         admin,
     } = args;

@@ -513,7 +513,7 @@ async fn without_a_bundle_everything_is_denied_and_a_bad_one_changes_nothing() {
     let newer = good
         .to_json()
         .unwrap()
-        .replace("\"version\":1", "\"version\":9");
+        .replace("\"version\":2", "\"version\":9");
     common::write(&sidecar.folder, &newer);
     until("the newer bundle was refused", async || {
         sidecar.admin("/status").await.1.contains("version 9")

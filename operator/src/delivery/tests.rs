@@ -16,7 +16,7 @@ fn report(hash: &str, state: UpstreamState) -> Report {
     Report {
         bundle: BundleReport {
             hash: Some(hash.to_owned()),
-            rejected: None,
+            ..BundleReport::default()
         },
         upstream: UpstreamReport {
             state,

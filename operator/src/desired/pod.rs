@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crds::{DeploymentSpec, McpServerSpec, Transport, TransportType};
+use crds::{DeploymentSpec, McpServerSpec, ProcessMode, StdioTransport, Transport, TransportType};
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, ConfigMapEnvSource, ConfigMapKeySelector, Container, ContainerPort,
@@ -59,6 +59,7 @@ pub(super) fn sidecar(transport: &Transport, sidecar: &SidecarImage) -> Containe
     let mut mounts = vec![mount(BUNDLE_VOLUME, BUNDLE_DIR, true)];
     if is_stdio(transport) {
         args.extend(strings(&["--socket", SOCKET]));
+        args.extend(processes(&transport.stdio.clone().unwrap_or_default()));
         mounts.push(mount(RUN_VOLUME, RUN_DIR, true));
     } else {
         let http = transport.http.clone().unwrap_or_default();
@@ -96,6 +97,31 @@ pub(super) fn sidecar(transport: &Transport, sidecar: &SidecarImage) -> Containe
         volume_mounts: Some(mounts),
         ..sidecar_image(sidecar)
     }
+}
+
+/// How the processes of a stdio server live, on the sidecar's command line.
+fn processes(stdio: &StdioTransport) -> [String; 8] {
+    let StdioTransport {
+        process,
+        max_processes,
+        idle_timeout,
+        startup_timeout,
+    } = stdio;
+    let process = match process {
+        ProcessMode::PerSession => "per-session",
+        ProcessMode::PerUser => "per-user",
+        ProcessMode::Shared => "shared",
+    };
+    [
+        "--process".to_owned(),
+        process.to_owned(),
+        "--max-processes".to_owned(),
+        max_processes.to_string(),
+        "--idle-timeout".to_owned(),
+        idle_timeout.to_string(),
+        "--startup-timeout".to_owned(),
+        startup_timeout.to_string(),
+    ]
 }
 
 /// What all containers of the sidecar's image have in common.

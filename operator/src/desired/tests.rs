@@ -31,7 +31,7 @@ fn server(spec: &str) -> McpServer {
 fn stdio() {
     let server = server(
         "
-  transport: {type: Stdio}
+  transport: {type: Stdio, stdio: {process: PerUser, maxProcesses: 7, idleTimeout: 90s}}
   deployment:
     image: registry.example/orders-mcp:1.4
     command: [node, /srv/index.js]
