@@ -21,7 +21,7 @@ use policy::{Bundle, Diagnostic, bundle};
 
 use crate::{
     apply::{Child, Found, Last, apply, find},
-    board::Board,
+    board::{Board, Wanted},
     delivery::{self, Delivery},
     desired::{Owner, config_map, deployment, service},
     entry::Entry,
@@ -29,6 +29,7 @@ use crate::{
     events::{Events, news},
     metrics::Metrics,
     names::{Key, config_map_name},
+    replicas::Replicas,
     status::{Stamp, server as status},
     workers::{Next, Reconcile, Workers},
     world::World,
@@ -64,6 +65,7 @@ pub struct Memory {
     service: Last<Service>,
     config_map: Last<ConfigMap>,
     deployment: Last<Deployment>,
+    replicas: Replicas,
     status: LastStatus,
 }
 
@@ -78,6 +80,8 @@ struct Outcome {
     wanted: Option<String>,
     deployment: Option<Arc<Deployment>>,
     policies: usize,
+    /// When the list of replicas may be written anew, where it is not up to date.
+    replicas_due: Option<Duration>,
     /// The first fault; later steps that do not need the failed one were done.
     error: Option<Error>,
 }
@@ -116,8 +120,11 @@ impl Reconcile for Servers {
         match (outcome.error, written) {
             (Some(error), _) => Err(error),
             (None, Written::Stale) => Ok(Next::After(STALE)),
-            (None, _) if outcome.taken.is_some() => Ok(Next::After(LOOK_AGAIN)),
-            (None, _) => Ok(Next::WhenWoken),
+            (None, _) => Ok(match (outcome.replicas_due, outcome.taken) {
+                (Some(due), _) => Next::After(due),
+                (None, Some(_)) => Next::After(LOOK_AGAIN),
+                (None, None) => Next::WhenWoken,
+            }),
         }
     }
 
@@ -186,14 +193,24 @@ impl Servers {
             None
         };
         if let Some(bundle) = wanted {
-            let hash = policy::bundle::hash(bundle.as_bytes());
-            outcome.wanted = Some(hash.clone());
-            let wanted = Some(config_map(&owner, bundle));
+            let pods = self.world.pods.group(key);
+            let there = maps.as_ref().and_then(|maps| maps.ours());
+            let list = memory.replicas.list(&pods, there.map(|map| &**map));
+            let Some((peers, due)) = outcome.note(list.map_err(Error::from)) else {
+                return outcome;
+            };
+            outcome.replicas_due = due;
+            let wanted = Wanted {
+                bundle: bundle::hash(bundle.as_bytes()),
+                peers: bundle::hash(peers.as_bytes()),
+            };
+            outcome.wanted = Some(wanted.bundle.clone());
+            let map = Some(config_map(&owner, bundle, peers));
             let map = self
-                .ensure(maps, wanted, &mut memory.config_map, &mut outcome)
+                .ensure(maps, map, &mut memory.config_map, &mut outcome)
                 .await;
             if map.is_some() {
-                self.deliver(key, &hash);
+                self.deliver(key, wanted);
             }
         }
         let sidecar = &world.settings.sidecar;
@@ -267,8 +284,8 @@ impl Servers {
         wire_version(reads, before.and_then(written_version))
     }
 
-    fn deliver(&self, key: &Key, hash: &str) {
-        if self.board.want(key, hash)
+    fn deliver(&self, key: &Key, wanted: Wanted) {
+        if self.board.want(key, wanted)
             && let Some(deliveries) = self.deliveries.get()
         {
             deliveries.wake(key);

@@ -7,7 +7,7 @@ use crds::{AuthenticationMode, McpServer, McpToolPolicy, Reason};
 use crate::{
     Glob, UriGlob,
     bundle::{self, Authentication, Bundle, Effect, Issuer, Limit, Rule, ServerRef, Subject},
-    uri,
+    peers, uri,
 };
 
 /// The most rules of all policies of one server together.
@@ -154,10 +154,7 @@ fn base(server: ServerRef, url: String, audience: String, context: &Context) -> 
         audience,
         hosts,
         operator,
-        peer_audience: context
-            .uid
-            .as_ref()
-            .map(|uid| format!("toolward-peer/{uid}")),
+        peer_audience: context.uid.as_deref().map(peers::audience),
         authentication,
         deny_all: None,
         rules: Vec::new(),

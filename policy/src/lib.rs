@@ -11,6 +11,7 @@ mod compile;
 mod decide;
 mod glob;
 pub mod limit;
+pub mod peers;
 mod reason;
 pub mod report;
 pub mod uri;

@@ -10,6 +10,10 @@ use crate::bundle::{OLDEST, VERSION};
 pub struct Report {
     /// The configuration in force.
     pub bundle: BundleReport,
+    /// Hash (see [`crate::bundle::hash`]) of the list of replicas in force; none
+    /// where the sidecar uses none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<String>,
     /// The wrapped server.
     pub upstream: UpstreamReport,
     /// The tools that it offers; none until it answered.

@@ -29,6 +29,12 @@ pub struct Args {
     /// A process that has not answered its handshake after this time has failed.
     #[arg(long, default_value = "60s", requires = "socket")]
     startup_timeout: crds::Duration,
+    /// Name of this replica: that of its pod.
+    #[arg(long)]
+    replica: Option<String>,
+    /// File with the token that proves to other replicas who this one is.
+    #[arg(long)]
+    peer_token: Option<PathBuf>,
     /// Address of the MCP port [default: all addresses, port 9440].
     #[arg(long)]
     listen: Option<SocketAddr>,
@@ -72,6 +78,8 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         max_processes: _,
         idle_timeout: _,
         startup_timeout: _,
+        replica: _,
+        peer_token: _,
         listen,
         admin,
     } = args;

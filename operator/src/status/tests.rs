@@ -64,6 +64,7 @@ fn report(hash: &str, state: UpstreamState) -> Report {
             hash: Some(hash.to_owned()),
             ..BundleReport::default()
         },
+        peers: None,
         upstream: UpstreamReport {
             state,
             message: "exit status: 2; the end of its standard error: no database".to_owned(),
