@@ -31,6 +31,8 @@ const ANSWER: Duration = Duration::from_secs(300);
 pub struct Server {
     client: Client<HttpConnector, Full<Bytes>>,
     uri: Uri,
+    /// Its `Host`: made once, not for each request.
+    host: HeaderValue,
     params: Arc<ParamHeaders>,
 }
 
@@ -45,6 +47,8 @@ impl Server {
                 "{uri} must be a URL such as http://127.0.0.1:8080/mcp: scheme http, a host, no query"
             ));
         }
+        let host = uri.authority().map_or("", |authority| authority.as_str());
+        let host = HeaderValue::from_str(host).map_err(|error| format!("{uri}: {error}"))?;
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT));
         connector.set_nodelay(true);
@@ -56,6 +60,7 @@ impl Server {
         Ok(Self {
             client,
             uri,
+            host,
             params,
         })
     }
@@ -79,6 +84,9 @@ impl Server {
         *request.method_mut() = method;
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = headers;
+        request
+            .headers_mut()
+            .insert(header::HOST, self.host.clone());
         let answer = tokio::time::timeout(ANSWER, self.client.request(request)).await;
         let answer = answer.map_err(|_| UpstreamError::TimedOut(ANSWER.as_secs()))?;
         let answer = answer.map_err(|error| UpstreamError::Connect(chain(&error)))?;
