@@ -50,7 +50,9 @@ pub fn message(message: &Message<'_>, visible: &Visible<'_>) -> Result<Option<Ve
     for (list, _) in LISTS {
         is_list |= members.get(list)?.is_some();
     }
-    if !is_list {
+    // Whether a resource may be read depends on the caller as well.
+    let is_read = members.get("contents")?.is_some() && members.get("cacheScope")?.is_some();
+    if !is_list && !is_read {
         return Ok(None);
     }
     let mut out = Vec::with_capacity(message.text.len());
@@ -134,6 +136,17 @@ mod tests {
         assert_eq!(
             out.unwrap(),
             r#"{"jsonrpc":"2.0","id":"x","result":{"prompts":[]}}"#
+        );
+    }
+
+    #[test]
+    fn what_one_caller_may_read_is_not_cached_for_others() {
+        let out = filtered(
+            r#"{"jsonrpc":"2.0","id":7,"result":{"contents":[{"uri":"a:b","text":"x"}],"cacheScope":"public"}}"#,
+        );
+        assert_eq!(
+            out.unwrap(),
+            r#"{"jsonrpc":"2.0","id":7,"result":{"contents":[{"uri":"a:b","text":"x"}],"cacheScope":"private"}}"#
         );
     }
 

@@ -34,8 +34,9 @@ use crate::{
     wire,
 };
 
-/// Largest answer that has to be read whole, as lists in JSON have.
-const MAX_LIST: usize = 8 * 1024 * 1024;
+/// Largest answer that has to be read whole, as lists in JSON have, and resources
+/// in revision 2026-07-28, which say who may cache them.
+const MAX_WHOLE: usize = 16 * 1024 * 1024;
 
 /// Seconds since 1970.
 pub fn now() -> u64 {
@@ -453,6 +454,9 @@ impl Exchange {
     }
 
     fn denial(&self, reason: Reason, operation: Operation<'_>) -> Refusal {
+        if reason == Reason::UriNotNormal {
+            return Refusal::not_normal(self.era);
+        }
         let (what, name) = match operation {
             Operation::Tool(name) => ("tool", name),
             Operation::Prompt(name) => ("prompt", name),
@@ -794,7 +798,7 @@ fn may_be_task(element: &Element<'_>) -> Option<String> {
 }
 
 async fn whole(body: Body) -> Result<Bytes, Refusal> {
-    let whole = Limited::new(body, MAX_LIST).collect().await;
+    let whole = Limited::new(body, MAX_WHOLE).collect().await;
     let whole = whole.map_err(|error| Refusal::from(UpstreamError::Invalid(error.to_string())))?;
     Ok(whole.to_bytes())
 }

@@ -114,6 +114,19 @@ impl Refusal {
         }
     }
 
+    /// A resource whose URI can be written in another way too.
+    pub fn not_normal(era: Era) -> Self {
+        let message = "params.uri is not in the normal form of RFC 3986 §6.2.2: lower-case scheme and host, upper-case percent-encodings and only where they are needed, no dot segments";
+        let status = match era {
+            Era::Legacy => StatusCode::OK,
+            Era::Modern => StatusCode::BAD_REQUEST,
+        };
+        Self {
+            code: INVALID_PARAMS,
+            ..Self::new(Reason::UriNotNormal, status, message)
+        }
+    }
+
     /// The answer of a server that does not have the method.
     pub fn method(method: &str, era: Era) -> Self {
         let status = match era {
