@@ -14,7 +14,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 /// Longest id, method, name or URI, in bytes.
-pub const MAX_NAME: usize = 2048;
+pub const MAX_NAME: usize = 4096;
 /// Messages of a batch at most.
 const MAX_BATCH: usize = 100;
 /// Deepest nesting of a message of the server.
