@@ -28,7 +28,7 @@ const DNS_REBINDING: &str = "dns-rebinding-protection";
 /// them well below a second.
 const AT_ONCE: usize = 2;
 /// For so many lost scenarios of a run the messages are shown.
-const SHOWN: usize = 3;
+const SHOWN: usize = 2;
 
 /// How the suite reaches the fixture server.
 #[derive(Clone, Copy, Debug, PartialEq)]
