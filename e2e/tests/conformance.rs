@@ -224,7 +224,7 @@ metadata: {name: everything}
 spec:
   targetRefs: [{name: conformance}]
   rules:
-    - {name: everything, effect: Allow, from: [{everyone: true}], tools: ["*"]}
+    - {name: everything, effect: Allow, from: [{everyone: true}], tools: ["*"], prompts: ["*"], resources: ["**"]}
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
