@@ -155,6 +155,7 @@ async fn the_replicas_stand_beside_the_bundle_and_follow_the_pods() {
     assert_eq!(maps.count(), 1, "{writes:?}");
 
     // After a restart of the operator nothing is written.
+    fake.sync();
     servers
         .reconcile(&key, &mut Default::default())
         .await

@@ -299,6 +299,7 @@ fn depth_is_bounded() {
     for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
         let nested = |depth| format!("{}0{}", open.repeat(depth), close.repeat(depth));
         assert!(accepted(nested(MAX_DEPTH)));
+        assert!(is_read_by_serde(nested(MAX_DEPTH).as_bytes()));
         assert!(refused(nested(MAX_DEPTH + 1)).contains("nested"));
         assert!(refused(open.repeat(1_000_000)).contains("nested"));
     }

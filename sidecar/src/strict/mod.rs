@@ -16,7 +16,7 @@
 //! | integers beyond ±(2^53 − 1) | JavaScript and Go's `any` round them, Python does not (§6) |
 //! | numbers beyond a double (`1e400`), not zero but below the smallest (`1e-400`) | infinity in Python and JavaScript, an error in Go; zero in all of these, and another number where decimals are kept |
 //! | `-0` | 0 in Python, −0 in the others; `-0.0` is −0 in all |
-//! | more than 128 levels, 4096 members of an object, 64 bytes of a number | the time, the stack or the digits of another parser |
+//! | more than 127 levels, 4096 members of an object, 64 bytes of a number | the time, the stack or the digits of another parser |
 //!
 //! The rules for numbers hold inside of arguments too: rules may look at
 //! arguments, and a server that reads another number than we do is what this is
@@ -34,8 +34,8 @@ use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 pub use name::alike;
 use name::{Name, fold, is_high, is_low};
 
-/// Deepest nesting: containers in containers.
-pub const MAX_DEPTH: usize = 128;
+/// Deepest nesting, containers in containers: as deep as `serde_json` reads.
+pub const MAX_DEPTH: usize = 127;
 /// Most members of one object.
 pub const MAX_MEMBERS: usize = 4096;
 /// Longest number, in bytes. 24 are enough for any double.
