@@ -67,18 +67,10 @@ async fn the_wrapped_server_sees_no_token() -> Result<()> {
         scope.serving(SERVER).await?;
         let look = "for (const dir of ['/var/run/toolward', '/var/run/secrets', '/run/toolward']) \
                     if (require('node:fs').existsSync(dir)) throw new Error(dir + ' is there')";
-        let deployment = format!("deployment/{SERVER}");
-        let args = [
-            "exec",
-            &deployment,
-            "-c",
-            "server",
-            "--",
-            "node",
-            "-e",
-            look,
-        ];
-        scope.kubectl(&args).await.map(drop)
+        let (namespace, deployment) = (&scope.namespace, format!("deployment/{SERVER}"));
+        let exec = ["exec", "-n", namespace, &deployment, "-c", "server"];
+        let args = [&exec[..], &["--", "node", "-e", look]].concat();
+        scope.cluster.kubectl(&args).await.map(drop)
     })
     .await
 }
