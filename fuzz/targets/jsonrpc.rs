@@ -39,7 +39,7 @@ fn decided_as_read(message: &Message<'_>, whole: &Value) {
         Kind::Request { method, params } | Kind::Notification { method, params } => {
             (method, params)
         }
-        Kind::Response { result } => {
+        Kind::Response { result, .. } => {
             assert_eq!(
                 result.map(|result| value(result.get())).as_ref(),
                 whole.get("result")

@@ -74,7 +74,7 @@ fn of_sidecar(body: &[u8]) -> Option<Reading> {
                 }
             }
         }
-        Kind::Response { result } => {
+        Kind::Response { result, .. } => {
             reading.insert("result", raw(result));
         }
     }
