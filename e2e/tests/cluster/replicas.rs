@@ -106,8 +106,9 @@ async fn start(scope: &Scope) -> Result<Vec<Caller>> {
     let accounts_made: Vec<_> = accounts.iter().map(account).collect();
     scope.apply(&accounts_made).await?;
     scope.apply(&[counter(REPLICAS), policy]).await?;
-    rolled_out(scope).await?;
+    // The Deployment exists from then on; its other replicas may still start.
     scope.serving(SERVER).await?;
+    rolled_out(scope).await?;
     let status = scope
         .servers()
         .get(SERVER)
