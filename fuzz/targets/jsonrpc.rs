@@ -2,35 +2,46 @@
 //! and the meaning that is decided on is the one that stands in the body.
 #![no_main]
 
-use fuzz::envelope::{Kind, Members, Message};
+use fuzz::envelope::{Kind, Members, Message, Messages};
 use fuzz::strict;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 fuzz_target!(|body: &[u8]| fuzz::limited(|| one_meaning(body)));
 
 fn one_meaning(body: &[u8]) {
-    let checked = strict::check(body);
-    let message = Message::parse(body); // Must not panic, whatever the body is.
-    if let Err(fault) = checked {
+    let _ = Message::parse(body); // What servers send: it must not panic.
+    let messages = Messages::parse(body);
+    if let Err(fault) = strict::check(body) {
         assert!(!fault.to_string().is_empty());
+        assert!(messages.is_err());
         return;
     }
     let whole: Value = serde_json::from_slice(body).expect("what is accepted is JSON");
     // Written anew it is accepted again, and the same: no name was lost.
     let again = serde_json::to_vec(&whole).expect("a value can be written");
     assert_eq!(strict::check(&again), Ok(()));
-    assert_eq!(
-        serde_json::from_slice::<Value>(&again).ok().as_ref(),
-        Some(&whole)
-    );
-    if let Ok(message) = message {
-        decided_as_read(&message, &whole);
+    let read_again = serde_json::from_slice::<Value>(&again);
+    assert_eq!(read_again.ok().as_ref(), Some(&whole));
+    match (messages, &whole) {
+        (Err(_), _) => {}
+        (Ok(messages), Value::Array(elements)) => {
+            assert!(messages.is_batch && messages.list.len() == elements.len());
+            for (message, element) in messages.list.iter().zip(elements) {
+                decided_as_read(message, element);
+            }
+        }
+        (Ok(messages), whole) => {
+            assert!(!messages.is_batch && messages.list.len() == 1);
+            decided_as_read(&messages.list[0], whole);
+        }
     }
 }
 
 fn decided_as_read(message: &Message<'_>, whole: &Value) {
     let value = |raw: &str| serde_json::from_str::<Value>(raw).expect("a part of JSON is JSON");
+    assert_eq!(&value(message.text), whole, "this is what is forwarded");
     assert_eq!(
         message.id.map(|id| value(id.get())).as_ref(),
         whole.get("id")
@@ -39,11 +50,10 @@ fn decided_as_read(message: &Message<'_>, whole: &Value) {
         Kind::Request { method, params } | Kind::Notification { method, params } => {
             (method, params)
         }
-        Kind::Response { result, .. } => {
-            assert_eq!(
-                result.map(|result| value(result.get())).as_ref(),
-                whole.get("result")
-            );
+        Kind::Response { result, error } => {
+            let value = |raw: &Option<&RawValue>| raw.map(|raw| value(raw.get()));
+            assert_eq!(value(result).as_ref(), whole.get("result"));
+            assert_eq!(value(error).as_ref(), whole.get("error"));
             return;
         }
     };

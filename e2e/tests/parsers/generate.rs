@@ -47,6 +47,10 @@ pub fn places(document: &[u8]) -> Vec<Vec<u8>> {
             "}}",
         ),
         (r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#, ""),
+        (
+            r#"[{"jsonrpc":"2.0","method":"a"},{"jsonrpc":"2.0","id":1,"method":"a","params":"#,
+            "}]",
+        ),
     ] {
         bodies.push([before.as_bytes(), document, after.as_bytes()].concat());
     }

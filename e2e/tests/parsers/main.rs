@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow, ensure};
 use e2e::checkout;
 use serde_json::value::RawValue;
-use sidecar::envelope::{Kind, Members, Message};
+use sidecar::envelope::{Kind, Members, Messages};
 use sidecar::strict;
 
 use generate::Random;
@@ -54,8 +54,11 @@ fn bytes(written: &str) -> Result<Vec<u8>> {
 
 /// What the sidecar decides on, where it accepts the body.
 fn of_sidecar(body: &[u8]) -> Option<Reading> {
-    strict::check(body).ok()?;
-    let message = Message::parse(body).ok()?;
+    let messages = Messages::parse(body).ok()?;
+    let message = match &messages.list[..] {
+        [message] if !messages.is_batch => message,
+        _ => return Some(Reading::default()), // The readers do not look into batches either.
+    };
     let raw = |raw: Option<&RawValue>| {
         let value = raw.map(|raw| serde_json::from_str(raw.get()));
         value.map_or_else(
@@ -64,9 +67,9 @@ fn of_sidecar(body: &[u8]) -> Option<Reading> {
         )
     };
     let mut reading = Reading::from([("id", raw(message.id))]);
-    match message.kind {
+    match &message.kind {
         Kind::Request { method, params } | Kind::Notification { method, params } => {
-            reading.insert("method", canonical(&method.into()));
+            reading.insert("method", canonical(&(&**method).into()));
             let params = params.map(Members::parse).transpose().ok()?;
             for field in FIELDS {
                 if let (Some(params), Some(name)) = (&params, field.strip_prefix("params.")) {
@@ -74,8 +77,9 @@ fn of_sidecar(body: &[u8]) -> Option<Reading> {
                 }
             }
         }
-        Kind::Response { result, .. } => {
-            reading.insert("result", raw(result));
+        Kind::Response { result, error } => {
+            reading.insert("result", raw(*result));
+            reading.insert("error", raw(*error));
         }
     }
     Some(reading)

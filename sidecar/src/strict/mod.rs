@@ -11,6 +11,7 @@
 //! | anything that is no RFC 8259 JSON: comments, trailing commas, `NaN`, `+1`, `01`, raw control characters | Python reads `NaN`, others more |
 //! | a name that stands twice in an object, after its escapes | first, last, or all of them (§4) |
 //! | names that differ only by case, outside of arguments | Go's `encoding/json` ignores case, `ſ` is `s` and the Kelvin sign is `k` to it |
+//! | names that differ from a known one only by case, `-` and `_`, there | models in Python often take a name in snake case too |
 //! | the escape of half a surrogate pair | Go reads U+FFFD, Python and JavaScript keep it (§8.2) |
 //! | an escaped NUL in a name, and outside of arguments and results | C reads a string up to it |
 //! | integers beyond ±(2^53 − 1) | JavaScript and Go's `any` round them, Python does not (§6) |
@@ -32,7 +33,7 @@ mod name;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 
 pub use name::alike;
-use name::{Name, fold, is_high, is_low};
+use name::{ENVELOPE, META, Name, PARAMS, PART, fold, is_high, is_low};
 
 /// Deepest nesting, containers in containers: as deep as `serde_json` reads.
 pub const MAX_DEPTH: usize = 127;
@@ -196,7 +197,9 @@ enum Place {
     Message,
     /// The value of `params`.
     Params,
-    /// What stands directly in `params`, such as `_meta`.
+    /// The value of `params._meta`.
+    Meta,
+    /// What else stands directly in `params`.
     Part,
     /// What is deeper, or not known.
     Deep,
@@ -205,9 +208,20 @@ enum Place {
 }
 
 impl Place {
-    /// Whether names are compared without case, and may not be like known ones.
+    /// Whether names are compared without case.
     fn folds(self) -> bool {
-        matches!(self, Self::Message | Self::Params | Self::Part)
+        !self.known().is_empty()
+    }
+
+    /// The names that have a meaning there.
+    fn known(self) -> &'static [&'static str] {
+        match self {
+            Self::Message => ENVELOPE,
+            Self::Params => PARAMS,
+            Self::Meta => META,
+            Self::Part => PART,
+            Self::Body | Self::Deep | Self::Free => &[],
+        }
     }
 
     /// Where the value of a member stands.
@@ -217,6 +231,7 @@ impl Place {
             Self::Message if is(&["params"]) => Self::Params,
             Self::Message if is(&["result", "error"]) => Self::Free,
             Self::Params if is(&["arguments", "inputResponses"]) => Self::Free,
+            Self::Params if is(&["_meta"]) => Self::Meta,
             Self::Params => Self::Part,
             Self::Free => Self::Free,
             _ => Self::Deep,
@@ -371,7 +386,7 @@ impl Reader<'_> {
         let start = self.at + 1;
         let is_escaped = self.string(false)?;
         let name = Name::new(start, self.at - 1, is_escaped);
-        if let Some(other) = name.imitates(self.text).filter(|_| place.folds()) {
+        if let Some(other) = name.imitates(place.known(), self.text) {
             return Err(Fault::Alike {
                 at: name.at(),
                 name: name.shown(self.text),

@@ -2,69 +2,73 @@
 
 use std::str::Chars;
 
-/// The names that messages, `params` and what stands directly in it have in any
-/// revision: what only looks like one of them is refused. Sorted without case.
-pub(super) const KNOWN: &[&str] = &[
-    "_meta",
+// Names that have a meaning, in any revision. What could be taken for one of
+// them is refused. Sorted as `plain` sees them.
+
+/// Of a message (JSON-RPC 2.0 §4 and §5).
+pub(super) const ENVELOPE: &[&str] = &["error", "id", "jsonrpc", "method", "params", "result"];
+/// Of `params`.
+pub(super) const PARAMS: &[&str] = &[
     "argument",
     "arguments",
-    "baggage",
     "capabilities",
     "clientInfo",
     "context",
     "cursor",
-    "description",
-    "elicitation",
-    "error",
-    "experimental",
-    "extensions",
-    "icons",
-    "id",
     "inputResponses",
+    "level",
+    "message",
+    "_meta",
+    "name",
+    "notifications",
+    "progress",
+    "progressToken",
+    "protocolVersion",
+    "reason",
+    "ref",
+    "requestId",
+    "requestState",
+    "status",
+    "task",
+    "taskId",
+    "total",
+    "uri",
+];
+/// Of `params._meta`.
+pub(super) const META: &[&str] = &[
+    "baggage",
     "io.modelcontextprotocol/clientCapabilities",
     "io.modelcontextprotocol/clientInfo",
     "io.modelcontextprotocol/logLevel",
     "io.modelcontextprotocol/protocolVersion",
     "io.modelcontextprotocol/related-task",
     "io.modelcontextprotocol/subscriptionId",
-    "jsonrpc",
-    "level",
-    "message",
-    "method",
-    "name",
-    "notifications",
-    "params",
-    "progress",
     "progressToken",
-    "promptsListChanged",
-    "protocolVersion",
-    "reason",
-    "ref",
-    "requestId",
-    "requestState",
-    "resourcesListChanged",
-    "resourceSubscriptions",
-    "result",
-    "roots",
-    "sampling",
-    "status",
-    "task",
-    "taskId",
-    "tasks",
-    "title",
-    "toolsListChanged",
-    "total",
     "traceparent",
     "tracestate",
+];
+/// Of what else stands directly in `params`: references, what is listened to.
+pub(super) const PART: &[&str] = &[
+    "arguments",
+    "name",
+    "promptsListChanged",
+    "resourcesListChanged",
+    "resourceSubscriptions",
+    "toolsListChanged",
     "ttl",
     "type",
     "uri",
     "value",
-    "version",
-    "websiteUrl",
 ];
-/// No name of [`KNOWN`] is longer, in bytes.
+/// No known name is longer, in bytes.
 pub(super) const MAX_KNOWN: usize = 48;
+
+/// A name without case, dashes and underscores: models in Python often take
+/// `requestId` as `request_id` too, and Go's json/v2 can be told to.
+pub(super) fn plain(name: &str) -> impl Iterator<Item = u8> {
+    let bytes = name.bytes().map(|byte| byte.to_ascii_lowercase());
+    bytes.filter(|byte| !matches!(byte, b'-' | b'_'))
+}
 
 /// Whether a parser that ignores case can read one name as the other.
 pub fn alike(a: &str, b: &str) -> bool {
@@ -150,25 +154,31 @@ impl Name {
     }
 
     /// The known name that it is not, but could be taken for.
-    pub fn imitates(&self, text: &str) -> Option<&'static str> {
-        let raw = self.raw(text);
-        let mut buffer = [0; MAX_KNOWN];
-        let folded = if raw.is_ascii() && !self.is_escaped() {
-            raw.as_bytes()
-        } else {
-            let mut length = 0;
-            for c in self.chars(text).flat_map(fold) {
+    pub fn imitates(&self, known: &[&'static str], text: &str) -> Option<&'static str> {
+        if !self.is_escaped() && known.contains(&self.raw(text)) {
+            return None;
+        }
+        let (mut buffer, mut length) = ([0; MAX_KNOWN], 0);
+        for c in self.chars(text) {
+            if matches!(c, '-' | '_') {
+                continue;
+            }
+            let mut put = |c: char| {
                 // No known name has other characters, or so many.
                 let byte = u8::try_from(c).ok().filter(u8::is_ascii)?;
                 *buffer.get_mut(length)? = byte;
                 length += 1;
+                Some(())
+            };
+            if c.is_ascii() {
+                put(c.to_ascii_lowercase())?;
+            } else {
+                fold(c).try_for_each(&mut put)?;
             }
-            &buffer[..length]
-        };
-        let lower = |name: &'static str| name.bytes().map(|byte| byte.to_ascii_lowercase());
-        let found = KNOWN
-            .binary_search_by(|known| lower(known).cmp(folded.iter().map(u8::to_ascii_lowercase)));
-        let known = KNOWN.get(found.ok()?)?;
+        }
+        let wanted = &buffer[..length];
+        let found = known.binary_search_by(|known| plain(known).cmp(wanted.iter().copied()));
+        let known = known.get(found.ok()?)?;
         (!self.is(text, known)).then_some(known)
     }
 

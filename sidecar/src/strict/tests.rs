@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::{
-    name::{KNOWN, MAX_KNOWN},
+    name::{MAX_KNOWN, plain},
     *,
 };
 
@@ -184,6 +184,10 @@ fn names_differ_by_more_than_case() {
         r#"{"ref":{"type":"ref/prompt","name":"a","NAME":"b"}}"#,
         r#"{"urı":"a"}"#,
         r#"{"URİ":"a"}"#,
+        r#"{"request_id":1}"#,
+        r#"{"meta":{}}"#,
+        r#"{"notifications":{"resource_subscriptions":["file:///a"]}}"#,
+        r#"{"_meta":{"progress_token":1}}"#,
     ];
     for params in pairs {
         let body = with_params(params);
@@ -205,14 +209,16 @@ fn names_differ_by_more_than_case() {
         assert!(refused(envelope).contains("can be taken for"), "{envelope}");
     }
     assert!(accepted(with_params(
-        r#"{"names":1,"name_":2,"nam":3,"Ämter":1,"amter":2}"#
+        r#"{"names":1,"nam":3,"Ämter":1,"amter":2,"_meta":{"Name":1,"request_id":2,"a":{"URI":1}}}"#
     )));
-    assert!(KNOWN.is_sorted_by_key(|name| name.to_ascii_lowercase()));
-    assert!(
-        KNOWN
-            .iter()
-            .all(|name| name.is_ascii() && name.len() <= MAX_KNOWN)
-    );
+    for known in [ENVELOPE, PARAMS, META, PART] {
+        assert!(known.is_sorted_by(|a, b| plain(a).lt(plain(b))));
+        assert!(
+            known
+                .iter()
+                .all(|name| name.is_ascii() && name.len() <= MAX_KNOWN)
+        );
+    }
     assert!(alike("Kelvin", "\u{212a}ELVIN") && !alike("a", "b") && !alike("a", "ä"));
 }
 
