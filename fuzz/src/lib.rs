@@ -9,6 +9,8 @@ use rustix::time::{ClockId, clock_gettime};
 pub mod envelope;
 #[path = "../../sidecar/src/frame.rs"]
 pub mod frame;
+#[path = "../../sidecar/src/guard.rs"]
+pub mod guard;
 #[path = "../../sidecar/src/sse.rs"]
 pub mod sse;
 #[path = "../../sidecar/src/strict/mod.rs"]

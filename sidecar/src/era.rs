@@ -8,6 +8,7 @@ use serde_json::{json, value::RawValue};
 
 use crate::{
     envelope::{Kind, Members, Message, Messages},
+    guard::{self, Guard},
     refusal::Refusal,
 };
 
@@ -256,6 +257,9 @@ impl Meta {
 
 /// `Mcp-Method` and `Mcp-Name` against the body.
 fn check_routing(headers: &HeaderMap, message: &Message<'_>) -> Result<(), Refusal> {
+    if !guard::is_on(Guard::Header) {
+        return Ok(());
+    }
     let (method, params, is_request) = match &message.kind {
         Kind::Request { method, params } => (method, *params, true),
         Kind::Notification { method, params } => (method, *params, false),
@@ -393,6 +397,9 @@ pub fn check_params(
     params: Option<&RawValue>,
     wanted: &[ParamHeader],
 ) -> Result<(), Refusal> {
+    if !guard::is_on(Guard::Header) {
+        return Ok(());
+    }
     for ParamHeader { header, path } in wanted {
         let Ok(name) = HeaderName::try_from(header.as_str()) else {
             continue;

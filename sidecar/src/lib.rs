@@ -20,6 +20,7 @@ pub mod filter;
 pub mod fit;
 pub mod frame;
 pub mod front;
+pub mod guard;
 pub mod host;
 pub mod link;
 pub mod method;

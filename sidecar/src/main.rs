@@ -56,7 +56,8 @@ struct ShimArgs {
     command: Vec<String>,
 }
 
-fn main() -> ExitCode {
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
     let Cli { command, log } = Cli::parse();
     let filter = match EnvFilter::try_new(&log) {
         Ok(filter) => filter,

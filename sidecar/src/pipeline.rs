@@ -24,6 +24,7 @@ use crate::{
     era::{self, Era, PROTOCOL_VERSION, Revision},
     fit::{Fit, Fitted},
     front::Phase,
+    guard::{self, Guard},
     method::{self, Action},
     peer::{Owner, Peer, ViaPeer},
     refusal::Refusal,
@@ -327,7 +328,11 @@ impl Exchange {
         session: Option<Arc<Session>>,
     ) -> (String, Response<Body>) {
         let (mut kept, mut refused) = (Vec::with_capacity(elements.len()), Vec::new());
-        for element in elements {
+        for (index, element) in elements.iter().enumerate() {
+            if index > 0 && !guard::is_on(Guard::Batch) {
+                kept.push(element);
+                continue;
+            }
             match self.decide(element, session.as_deref()).await {
                 Ok(()) => kept.push(element),
                 Err(refusal) => refused.push((element.id(), refusal)),

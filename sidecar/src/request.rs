@@ -10,6 +10,7 @@ use policy::Reason;
 use crate::{
     config::Active,
     era::{Era, MCP_METHOD, MCP_NAME, PARAM_PREFIX},
+    guard::{self, Guard},
     refusal::Refusal,
     sessions::SESSION_ID,
 };
@@ -53,6 +54,9 @@ pub fn check_names(parts: &Parts, active: &Active) -> Result<(), Refusal> {
             Reason::HostNotAllowed,
             format!("the Host header does not name this server: {hint}"),
         );
+    }
+    if !guard::is_on(Guard::Origin) {
+        return Ok(());
     }
     let mut origins = parts.headers.get_all(header::ORIGIN).iter();
     let origin = match (origins.next(), origins.next()) {

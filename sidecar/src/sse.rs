@@ -17,6 +17,8 @@ pub struct Splitter {
     position: usize,
     /// Whether the start of the stream has been looked at for a byte order mark.
     started: bool,
+    /// Whether nothing follows.
+    ended: bool,
 }
 
 /// An event is larger than [`MAX_EVENT`].
@@ -57,6 +59,12 @@ impl Splitter {
         Some(self.buffer.split_to(end).freeze())
     }
 
+    /// Nothing follows: a CR at the end is a line end of its own.
+    /// True: this was not known yet, and may have ended an event.
+    pub fn end(&mut self) -> bool {
+        !std::mem::replace(&mut self.ended, true)
+    }
+
     /// What is left when the stream ends: an event without its blank line is
     /// none (§9.2.6), so it is dropped.
     pub fn rest(&self) -> usize {
@@ -70,7 +78,8 @@ impl Splitter {
                 (b'\n', _) => 1,
                 (b'\r', Some(b'\n')) => 2,
                 (b'\r', Some(_)) => 1,
-                (b'\r', None) => return None, // An LF may follow.
+                (b'\r', None) if !self.ended => return None, // An LF may follow.
+                (b'\r', None) => 1,
                 _ => {
                     self.position += 1;
                     continue;
@@ -172,6 +181,16 @@ mod tests {
             assert_eq!(data(&all[0]).unwrap(), b"a");
             assert_eq!(data(&all[1]).unwrap(), b"b");
         }
+    }
+
+    #[test]
+    fn a_cr_at_the_end_ends_an_event() {
+        let mut splitter = Splitter::default();
+        splitter.push(b"data: a\r\r").unwrap();
+        assert_eq!(splitter.next_event(), None, "an LF may follow");
+        assert!(splitter.end());
+        assert_eq!(data(&splitter.next_event().unwrap()).unwrap(), b"a");
+        assert_eq!((splitter.rest(), splitter.end()), (0, false));
     }
 
     #[test]

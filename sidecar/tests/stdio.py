@@ -14,7 +14,8 @@ for line in sys.stdin:
         print(json.dumps({"jsonrpc": "2.0", "id": id, "error": {"code": 1, "message": "no"}}), flush=True)
         continue
     if method == "initialize":
-        result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "s", "version": "1"}}
+        # Every revision that there is with a handshake.
+        result = {"protocolVersion": message["params"].get("protocolVersion", "2025-11-25"), "capabilities": {"tools": {}}, "serverInfo": {"name": "s", "version": "1"}}
     elif method == "tools/list":
         result = {"tools": [{"name": "pid", "inputSchema": {"type": "object"}}]}
     else:
@@ -24,6 +25,9 @@ for line in sys.stdin:
             sys.exit(3)
         if tool == "noise":
             print("this line is no message", flush=True)
+        if tool == "progress":
+            progress = {"progressToken": message["params"]["_meta"]["progressToken"], "message": message["params"]["arguments"]["of"]}
+            print(json.dumps({"jsonrpc": "2.0", "method": "notifications/progress", "params": progress}), flush=True)
         if tool == "notify":
             print(json.dumps({"jsonrpc": "2.0", "method": "notifications/message", "params": {"data": "hello"}}), flush=True)
         if tool in ("hang", "slow"):
@@ -33,5 +37,6 @@ for line in sys.stdin:
                 continue
             while not os.path.exists(files["release"]):
                 time.sleep(0.02)
-        result = {"content": [{"type": "text", "text": str(os.getpid())}]}
+        text = json.dumps(message["params"]["arguments"]) if tool == "echo" else str(os.getpid())
+        result = {"content": [{"type": "text", "text": text}]}
     print(json.dumps({"jsonrpc": "2.0", "id": id, "result": result}), flush=True)

@@ -3,72 +3,36 @@
 
 mod common;
 
-use std::{
-    io::Read,
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-};
+use std::{io::Read, os::unix::net::UnixStream, process::Command, time::Duration};
 
 use bytes::Bytes;
-use common::{Reply, Sidecar, allow, binary, bundle, folder, open, send, until};
+use common::{Reply, Shim, Sidecar, allow, bundle, folder, open, script, send, until};
 use futures::StreamExt;
 use http::Request;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyDataStream, BodyExt, Full};
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 
-struct Shim {
-    child: Child,
-    socket: PathBuf,
-}
-
-impl Shim {
-    async fn start(peer_uid: u32, command: &[&str]) -> Self {
-        let socket = std::env::temp_dir().join(format!(
-            "toolward-{}-{}.sock",
-            std::process::id(),
-            folder().file_name().unwrap().to_string_lossy()
-        ));
-        let child = Command::new(binary())
-            .args(["shim", "--socket"])
-            .arg(&socket)
-            .args(["--peer-uid", &peer_uid.to_string(), "--"])
-            .args(command)
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        until("the shim listens", async || socket.exists()).await;
-        Self { child, socket }
-    }
-}
-
-impl Drop for Shim {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_file(&self.socket);
-    }
-}
-
-fn script() -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/stdio.py")
-        .to_str()
-        .unwrap()
-        .to_owned()
-}
-
 async fn in_front_of(shim: &Shim) -> Sidecar {
+    with(shim, &[]).await
+}
+
+async fn with(shim: &Shim, arguments: &[&str]) -> Sidecar {
+    let target = [&["--socket", shim.socket.to_str().unwrap()], arguments].concat();
     let limits = json!([{"name": "wide", "tools": ["*"], "requests": 1_000_000, "per": "1s"}]);
-    Sidecar::serve(&["--socket", shim.socket.to_str().unwrap()], |issuer| {
+    Sidecar::serve(&target, |issuer| {
         Some(bundle(issuer, allow(json!(["*"])), limits))
     })
     .await
 }
 
 async fn scripted() -> (Shim, Sidecar) {
+    scripted_with(&[]).await
+}
+
+async fn scripted_with(arguments: &[&str]) -> (Shim, Sidecar) {
     let shim = Shim::start(rustix::process::getuid().as_raw(), &["python3", &script()]).await;
-    let sidecar = in_front_of(&shim).await.ready().await;
+    let sidecar = with(&shim, arguments).await.ready().await;
     (shim, sidecar)
 }
 
@@ -391,4 +355,286 @@ async fn the_shim_serves_its_sidecar_only_and_leaves_no_process() {
             .status,
         404
     );
+}
+
+/// Says in a session what the id and the token of another one are as well, and
+/// gets what belongs to it.
+async fn hears_only_its_own(sidecar: &Sidecar, user: &str, session: &str) {
+    for n in 0..30 {
+        let tool = if n % 2 == 0 { "echo" } else { "progress" };
+        let params =
+            json!({"name": tool, "arguments": {"of": user, "n": n}, "_meta": {"progressToken": 1}});
+        let message = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params});
+        let headers = [("mcp-session-id", session)];
+        let reply = sidecar
+            .post(&sidecar.token(user), &headers, message.to_string())
+            .await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        let text = String::from_utf8(reply.body.to_vec()).unwrap();
+        assert!(text.contains(user) && text.contains(r#""id":1,"#), "{text}");
+        let other = if user == "alice" { "bob" } else { "alice" };
+        assert!(!text.contains(other), "{user} got {text}");
+        if tool == "progress" {
+            assert!(
+                text.contains("notifications/progress") && text.contains(r#""progressToken":1"#),
+                "{text}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn callers_of_a_shared_process_are_told_apart() {
+    let (_shim, sidecar) = scripted_with(&["--process", "shared"]).await;
+    let (alice, bob) = (
+        session(&sidecar, "alice").await,
+        session(&sidecar, "bob").await,
+    );
+    let process = pid(&call(&sidecar, "alice", &alice, json!(1), "pid").await);
+    assert_eq!(
+        process,
+        pid(&call(&sidecar, "bob", &bob, json!(1), "pid").await)
+    );
+    let mut stream = listen(&sidecar, &bob, "bob", None).await;
+    assert!(
+        stream
+            .next()
+            .await
+            .unwrap()
+            .unwrap()
+            .starts_with(b"id: 0-0")
+    );
+    // Log messages without a request are nobody's here.
+    assert_eq!(
+        call(&sidecar, "alice", &alice, json!(2), "notify")
+            .await
+            .status,
+        200
+    );
+    tokio::join!(
+        hears_only_its_own(&sidecar, "alice", &alice),
+        hears_only_its_own(&sidecar, "bob", &bob),
+    );
+    let heard = tokio::time::timeout(Duration::from_millis(300), stream.next()).await;
+    assert!(heard.is_err(), "bob heard {heard:?}");
+    // The end of one session is not the end of the process.
+    let delete = Request::delete(format!("http://{}/mcp", sidecar.mcp))
+        .header("mcp-session-id", &alice)
+        .header(
+            "authorization",
+            format!("Bearer {}", sidecar.token("alice")),
+        );
+    assert_eq!(
+        send(delete.body(Full::default()).unwrap()).await.status,
+        200
+    );
+    assert_eq!(
+        process,
+        pid(&call(&sidecar, "bob", &bob, json!(3), "pid").await)
+    );
+
+    // A crash ends all sessions; the next one gets a process that runs.
+    let crashed = call(&sidecar, "bob", &bob, json!(4), "crash").await;
+    assert!(crashed.json()["error"].is_object(), "{crashed:?}");
+    until("the session is over", async || {
+        call(&sidecar, "bob", &bob, json!(5), "pid").await.status == 404
+    })
+    .await;
+    let again = session(&sidecar, "bob").await;
+    assert_ne!(
+        process,
+        pid(&call(&sidecar, "bob", &again, json!(1), "pid").await)
+    );
+}
+
+#[tokio::test]
+async fn a_process_for_each_user() {
+    let (_shim, sidecar) = scripted_with(&["--process", "per-user"]).await;
+    let (first, second) = (
+        session(&sidecar, "alice").await,
+        session(&sidecar, "alice").await,
+    );
+    let bob = session(&sidecar, "bob").await;
+    let alices = pid(&call(&sidecar, "alice", &first, json!(1), "pid").await);
+    assert_eq!(
+        alices,
+        pid(&call(&sidecar, "alice", &second, json!(1), "pid").await)
+    );
+    assert_ne!(
+        alices,
+        pid(&call(&sidecar, "bob", &bob, json!(1), "pid").await)
+    );
+    assert_eq!(
+        call(&sidecar, "bob", &first, json!(1), "pid").await.status,
+        404
+    );
+}
+
+#[tokio::test]
+async fn a_handshake_has_its_time() {
+    let file = folder().join("pid");
+    let command = format!("echo $$ > {}; exec sleep 600", file.display());
+    let shim = Shim::start(rustix::process::getuid().as_raw(), &["sh", "-c", &command]).await;
+    let sidecar = with(&shim, &["--startup-timeout", "1s"]).await;
+    until("the process runs", async || {
+        std::fs::read_to_string(&file).is_ok_and(|pid| pid.ends_with('\n'))
+    })
+    .await;
+    let process: u32 = std::fs::read_to_string(&file)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    until("the failure is reported", async || {
+        let (_, report) = sidecar.admin("/status").await;
+        report.contains("\"Failed\"") && report.contains("did not answer within 1 s")
+    })
+    .await;
+    until("the process was ended", async || !runs(process)).await;
+}
+
+#[tokio::test]
+async fn batches_get_all_their_answers() {
+    let (_shim, sidecar) = scripted().await;
+    let hello = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": "2025-03-26", "capabilities": {}}});
+    let reply = sidecar.call(&hello).await;
+    let session = reply.headers["mcp-session-id"].to_str().unwrap().to_owned();
+    let call = |id: Value, n: u32| json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": "echo", "arguments": {"n": n}}});
+    let cancelled = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "none"}});
+    let headers = [("mcp-session-id", session.as_str())];
+    let batch = json!([call(json!("a"), 1), cancelled, call(json!(2), 2)]);
+    let reply = sidecar
+        .post(&sidecar.token("alice"), &headers, batch.to_string())
+        .await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let mut answers: Vec<_> = reply
+        .json()
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|answer| {
+            (
+                answer["id"].to_string(),
+                answer["result"]["content"][0]["text"].to_string(),
+            )
+        })
+        .collect();
+    answers.sort();
+    let told = |n: u32| json!(json!({"n": n}).to_string().replace(':', ": ")).to_string();
+    assert_eq!(
+        answers,
+        [("\"a\"".to_owned(), told(1)), ("2".to_owned(), told(2))]
+    );
+    let only = sidecar
+        .post(
+            &sidecar.token("alice"),
+            &headers,
+            json!([cancelled]).to_string(),
+        )
+        .await;
+    assert_eq!((only.status, only.body.len()), (202, 0));
+}
+
+/// The stream of a session, or one that broke after an event.
+async fn listen(
+    sidecar: &Sidecar,
+    session: &str,
+    user: &str,
+    after: Option<&str>,
+) -> BodyDataStream<Incoming> {
+    let mut get = Request::get(format!("http://{}/mcp", sidecar.mcp))
+        .header("accept", "text/event-stream")
+        .header("mcp-session-id", session)
+        .header("authorization", format!("Bearer {}", sidecar.token(user)));
+    if let Some(after) = after {
+        get = get.header("last-event-id", after);
+    }
+    let answer = open(get.body(Full::<Bytes>::default()).unwrap()).await;
+    assert_eq!(answer.status(), 200);
+    answer.into_body().into_data_stream()
+}
+
+/// The next event that says something, and its id.
+async fn event(stream: &mut BodyDataStream<Incoming>) -> (String, String) {
+    loop {
+        let frame = tokio::time::timeout(Duration::from_secs(20), stream.next()).await;
+        let text = String::from_utf8(frame.unwrap().unwrap().unwrap().to_vec()).unwrap();
+        if text.contains("jsonrpc") {
+            let id = text
+                .lines()
+                .find_map(|line| line.strip_prefix("id: "))
+                .unwrap()
+                .to_owned();
+            return (id, text);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_broke_goes_on_after_its_last_event() {
+    let (_shim, sidecar) = scripted().await;
+    let session = session(&sidecar, "alice").await;
+    let token = sidecar.token("alice");
+    let headers = [
+        ("mcp-session-id", session.as_str()),
+        ("accept", "application/json"),
+    ];
+    let notify = async |id: u32| {
+        let message = json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": "notify"}});
+        assert_eq!(
+            sidecar
+                .post(&token, &headers, message.to_string())
+                .await
+                .status,
+            200
+        );
+    };
+    let mut stream = listen(&sidecar, &session, "alice", None).await;
+    notify(1).await;
+    let (first, _) = event(&mut stream).await;
+    drop(stream);
+    notify(2).await;
+    notify(3).await;
+    let mut stream = listen(&sidecar, &session, "alice", Some(&first)).await;
+    let (second, _) = event(&mut stream).await;
+    let (third, _) = event(&mut stream).await;
+    assert!(
+        first != second && second != third,
+        "{first}, {second}, {third}"
+    );
+    // Once more, from the same event on: what was lost on the way is there still.
+    let mut stream = listen(&sidecar, &session, "alice", Some(&first)).await;
+    assert_eq!(event(&mut stream).await.0, second);
+
+    // The stream of a call, which goes on without its caller.
+    let (begun, release) = (sidecar.folder.join("begun"), sidecar.folder.join("release"));
+    let slow = json!({"jsonrpc": "2.0", "id": 9, "method": "tools/call", "params": {"name": "slow", "arguments": {"begun": begun, "release": release}}});
+    let call = Request::post(format!("http://{}/mcp", sidecar.mcp))
+        .header("content-type", "application/json")
+        .header("accept", "application/json, text/event-stream")
+        .header("mcp-session-id", &session)
+        .header("authorization", format!("Bearer {token}"))
+        .body(Full::new(Bytes::from(slow.to_string())))
+        .unwrap();
+    let mut stream = open(call).await.into_body().into_data_stream();
+    let primed = String::from_utf8(stream.next().await.unwrap().unwrap().to_vec()).unwrap();
+    let last = primed
+        .lines()
+        .find_map(|line| line.strip_prefix("id: "))
+        .unwrap()
+        .to_owned();
+    drop(stream);
+    std::fs::write(&release, "").unwrap();
+    let mut stream = listen(&sidecar, &session, "alice", Some(&last)).await;
+    let (_, answer) = event(&mut stream).await;
+    assert!(
+        answer.contains(r#""id":9"#) && answer.contains("content"),
+        "{answer}"
+    );
+    // Nobody else's, whatever id they name.
+    let get = Request::get(format!("http://{}/mcp", sidecar.mcp))
+        .header("mcp-session-id", &session)
+        .header("last-event-id", &last)
+        .header("authorization", format!("Bearer {}", sidecar.token("bob")));
+    assert_eq!(send(get.body(Full::default()).unwrap()).await.status, 404);
 }

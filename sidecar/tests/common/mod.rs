@@ -3,7 +3,6 @@
 
 use std::{
     collections::VecDeque,
-    convert::Infallible,
     io::{BufRead, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -42,6 +41,7 @@ pub struct Script {
     pub got: Arc<Mutex<Vec<Got>>>,
 }
 
+type Own = Arc<dyn Fn(&Got) -> Option<Response<ScriptBody>> + Send + Sync>;
 pub type Answer = Arc<dyn Fn(&Got) -> Response<ScriptBody> + Send + Sync>;
 
 impl Script {
@@ -49,6 +49,15 @@ impl Script {
     pub async fn start(
         answer: impl Fn(&Got) -> Response<ScriptBody> + Send + Sync + 'static,
     ) -> Self {
+        Self::start_with(of_probe, answer).await
+    }
+
+    /// Answers what `own` does not answer by `answer`, and remembers only that.
+    pub async fn start_with(
+        own: impl Fn(&Got) -> Option<Response<ScriptBody>> + Send + Sync + 'static,
+        answer: impl Fn(&Got) -> Response<ScriptBody> + Send + Sync + 'static,
+    ) -> Self {
+        let own: Own = Arc::new(own);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let got = Arc::new(Mutex::new(Vec::new()));
@@ -56,21 +65,25 @@ impl Script {
         tokio::spawn(async move {
             for connection in 0.. {
                 let (stream, _) = listener.accept().await.unwrap();
+                stream.set_nodelay(true).unwrap();
+                let own = Arc::clone(&own);
                 let (answer, seen) = (Arc::clone(&answer), Arc::clone(&seen));
                 tokio::spawn(async move {
                     let service = service_fn(move |request: Request<Incoming>| {
+                        let own = Arc::clone(&own);
                         let (answer, seen) = (Arc::clone(&answer), Arc::clone(&seen));
                         async move {
                             let (parts, body) = request.into_parts();
-                            let body = body.collect().await.unwrap().to_bytes();
+                            // A caller that leaves within its request has sent none.
+                            let body = body.collect().await?.to_bytes();
                             let got = Got {
                                 method: parts.method.to_string(),
                                 headers: parts.headers,
                                 body,
                                 connection,
                             };
-                            if let Some(answer) = of_probe(&got) {
-                                return Ok::<_, Infallible>(answer);
+                            if let Some(answer) = own(&got) {
+                                return Ok::<_, hyper::Error>(answer);
                             }
                             seen.lock().unwrap().push(got.clone());
                             Ok(answer(&got))
@@ -90,7 +103,7 @@ impl Script {
     }
 }
 
-fn of_probe(got: &Got) -> Option<Response<ScriptBody>> {
+pub fn of_probe(got: &Got) -> Option<Response<ScriptBody>> {
     let is_probe = got.headers.get("user-agent").is_none();
     let message: Value = serde_json::from_slice(&got.body).unwrap_or_default();
     let result = match (message["method"].as_str(), got.method.as_str()) {
@@ -212,11 +225,19 @@ pub fn folder() -> PathBuf {
 impl Sidecar {
     /// `serve` in front of a server.
     pub async fn serve(target: &[&str], bundle: impl FnOnce(&DevIssuer) -> Option<Bundle>) -> Self {
+        Self::serve_by(Command::new(binary()), target, bundle)
+    }
+
+    /// `serve`, by a program that need not be the real one.
+    pub fn serve_by(
+        mut command: Command,
+        target: &[&str],
+        bundle: impl FnOnce(&DevIssuer) -> Option<Bundle>,
+    ) -> Self {
         let (issuer, folder) = (DevIssuer::new().unwrap(), folder());
         if let Some(bundle) = bundle(&issuer) {
             write(&folder, &bundle.to_json().unwrap());
         }
-        let mut command = Command::new(binary());
         command
             .args(["serve", "--bundle"])
             .arg(&folder)
@@ -397,9 +418,52 @@ pub async fn open(request: Request<Full<Bytes>>) -> Response<Incoming> {
 
 /// Waits for a condition, generously.
 pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !condition().await {
         assert!(Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// The shim, running.
+pub struct Shim {
+    pub child: Child,
+    pub socket: PathBuf,
+}
+
+impl Shim {
+    pub async fn start(peer_uid: u32, command: &[&str]) -> Self {
+        let socket = std::env::temp_dir().join(format!(
+            "toolward-{}-{}.sock",
+            std::process::id(),
+            folder().file_name().unwrap().to_string_lossy()
+        ));
+        let child = Command::new(binary())
+            .args(["shim", "--socket"])
+            .arg(&socket)
+            .args(["--peer-uid", &peer_uid.to_string(), "--"])
+            .args(command)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        until("the shim listens", async || socket.exists()).await;
+        Self { child, socket }
+    }
+}
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+/// The server that does as it is told.
+pub fn script() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/stdio.py")
+        .to_str()
+        .unwrap()
+        .to_owned()
 }
