@@ -20,6 +20,19 @@ pub struct Tools {
     pub helm: PathBuf,
 }
 
+/// Where real MCP clients and servers are.
+#[derive(Clone, Debug)]
+pub struct Clients {
+    /// The `node` program.
+    pub node: PathBuf,
+    /// `node_modules` with the clients, the Inspector and the small servers.
+    pub npm: PathBuf,
+    /// `node_modules` with the reference server.
+    pub everything: PathBuf,
+    /// Folder for `PYTHONPATH` with the clients.
+    pub python: PathBuf,
+}
+
 /// What the conformance suite of MCP needs.
 #[derive(Clone, Debug)]
 pub struct Conformance {
@@ -63,6 +76,20 @@ impl Tools {
         let script =
             folder.join("node_modules/@modelcontextprotocol/server-everything/dist/index.js");
         Ok((node.join("bin/node"), script))
+    }
+
+    /// What real MCP clients and servers need, on this machine; no root is
+    /// needed where unzip and pip are there.
+    pub fn clients(checkout: &Path) -> Result<Clients> {
+        packages::ensure_unzip()?;
+        let pins = checkout.join("e2e/node");
+        let node = node::ensure(&pins)?;
+        Ok(Clients {
+            npm: node::clients(&pins, &node)?.join("node_modules"),
+            everything: node::server_everything(&pins, &node)?.join("node_modules"),
+            node: node.join("bin/node"),
+            python: python::packages(&checkout.join("e2e/python"))?,
+        })
     }
 
     /// The conformance suite and what its fixture server needs; no root is

@@ -67,6 +67,11 @@ pub fn server_everything(pins: &Path, node: &Path) -> Result<PathBuf> {
     npm(pins, "server-everything", node, |_| Ok(()))
 }
 
+/// MCP clients and small servers: a folder with `node_modules`.
+pub fn clients(pins: &Path, node: &Path) -> Result<PathBuf> {
+    npm(pins, "clients", node, |_| Ok(()))
+}
+
 /// The conformance suite: a folder with `node_modules`.
 pub fn conformance(pins: &Path, node: &Path) -> Result<PathBuf> {
     npm(pins, "conformance", node, |_| Ok(()))
