@@ -54,8 +54,9 @@ test-cluster: ## The tests on a real cluster (root)
 	$(TEST) --test cluster -- --test-threads=4
 
 .PHONY: prove
-prove: ## The property tests at length; CASES=N, by default 100000 each
+prove: ## Property tests and hostile clients at length; CASES=N, by default 100000 each
 	PROPTEST_CASES=$(CASES) $(TEST) --lib --test properties
+	HOSTILE_CASES=$(CASES) $(TEST) --test hostile -- --include-ignored --nocapture
 
 .PHONY: manifests
 manifests: ## Write what is made from the types and the chart

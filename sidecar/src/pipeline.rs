@@ -21,7 +21,7 @@ use crate::{
     config::Active,
     envelope::{Kind, Message},
     filter,
-    front::Phase,
+    front::{self, Phase},
     method::{self, Action},
     refusal::Refusal,
     request,
@@ -64,7 +64,14 @@ pub async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Respons
         headers: HeaderMap::new(),
         body: Bytes::new(),
     };
-    if let Err(refusal) = exchange.admit(incoming).await {
+    let admitted = match exchange.admit() {
+        Ok(()) => exchange.read_body(incoming).await,
+        Err(refusal) => {
+            front::discard(&exchange.parts.headers, incoming).await;
+            Err(refusal)
+        }
+    };
+    if let Err(refusal) = admitted {
         let method = method::label(exchange.parts.method.as_str());
         return exchange.refuse(refusal, method, None).await;
     }
@@ -99,8 +106,8 @@ struct Asked {
 }
 
 impl Exchange {
-    /// Names, method, token, body: all that has to hold before a decision.
-    async fn admit(&mut self, incoming: Incoming) -> Result<(), Refusal> {
+    /// Names, method, token, headers: all that has to hold before the body is read.
+    fn admit(&mut self) -> Result<(), Refusal> {
         request::check_names(&self.parts, &self.active)?;
         if ![Method::GET, Method::POST, Method::DELETE].contains(&self.parts.method) {
             let refusal = Refusal::new(
@@ -121,6 +128,10 @@ impl Exchange {
             caller.map_err(|reason| Refusal::unauthorized(reason, &self.active.bundle.audience))?,
         );
         self.headers = request::forwarded_headers(&self.parts.method, &self.parts.headers)?;
+        Ok(())
+    }
+
+    async fn read_body(&mut self, incoming: Incoming) -> Result<(), Refusal> {
         self.body = self.shared.intake.read(incoming).await?;
         if self.parts.method != Method::POST && !self.body.is_empty() {
             return Err(Refusal::malformed("only POST carries a body"));

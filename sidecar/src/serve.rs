@@ -68,6 +68,7 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         admin,
         peer,
     } = args;
+    raise_descriptor_limit();
     let target = match (upstream, socket) {
         (Some(url), _) => Target::Url(url),
         (None, Some(socket)) => Target::Process(Connector::Socket(socket)),
@@ -82,7 +83,7 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         Some(_) => Peers::new(peer.replica, peer.peer_port),
         None => Peers::alone(),
     };
-    let server = Server::bind(listen, peers, target).await?;
+    let server = Server::bind(listen, peers, target)?;
     if let Some(token) = peer.peer_token {
         let peers = Arc::clone(&server.shared.peers);
         tokio::spawn(peers.follow(bundle.join(peer::FILE), token));
@@ -93,6 +94,17 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         load(&shared, &file)
     }));
     server.run().await
+}
+
+/// A container often starts with 1,024 descriptors and may have many more. Each
+/// call can take two. Nothing that we start inherits it: `serve` starts nothing.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of descriptors cannot be raised");
+    }
 }
 
 fn load(shared: &Shared, file: &std::path::Path) {
