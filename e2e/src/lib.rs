@@ -15,6 +15,7 @@
 pub mod cache;
 pub mod checkout;
 pub mod cluster;
+pub mod conformance;
 pub mod demo;
 pub mod diagnose;
 pub mod harness;
@@ -23,6 +24,7 @@ pub mod laptop;
 mod lock;
 pub mod manifests;
 pub mod mcp;
+pub mod relay;
 pub mod release;
 pub mod sh;
 pub mod statements;

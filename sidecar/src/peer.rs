@@ -146,7 +146,8 @@ impl Peers {
     pub async fn follow(self: Arc<Self>, list: PathBuf, token: PathBuf) {
         let (ours, its_list) = (Arc::clone(&self), list.clone());
         let lists = source::watch(vec![list], move || {
-            let read = source::read(&its_list, list::MAX_BYTES).map_err(|error| error.to_string());
+            let read = source::read(&its_list, policy::peers::MAX_BYTES)
+                .map_err(|error| error.to_string());
             match read.and_then(|bytes| ours.load(&bytes)) {
                 Ok(count) => tracing::info!(count, "replicas are known"),
                 Err(error) => tracing::warn!(

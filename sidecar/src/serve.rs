@@ -3,11 +3,12 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use crate::{
-    Shared, metrics,
+    Shared,
+    host::{Settings, Sharing},
+    metrics,
     peer::{self, Peers},
     server::{AuditThread, Listen, Server, Target},
     source,
-    upstream::stdio::Connector,
 };
 
 /// Arguments of `serve`.
@@ -24,6 +25,18 @@ pub struct Args {
     /// Address of the admin port [default: all addresses, port 9441].
     #[arg(long)]
     admin: Option<SocketAddr>,
+    /// Who gets a process of a stdio server.
+    #[arg(long, value_enum, default_value = "per-session")]
+    process: Sharing,
+    /// Processes of a stdio server at most, beside the sidecar's own.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
+    max_processes: u16,
+    /// A process without a call and without an open stream ends after this time.
+    #[arg(long, default_value = "10m")]
+    idle_timeout: crds::Duration,
+    /// Until the handshake with a server has to be done.
+    #[arg(long, default_value = "60s")]
+    startup_timeout: crds::Duration,
     #[command(flatten)]
     peer: PeerArgs,
 }
@@ -66,12 +79,22 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         target: TargetArgs { upstream, socket },
         listen,
         admin,
+        process,
+        max_processes,
+        idle_timeout,
+        startup_timeout,
         peer,
     } = args;
     raise_descriptor_limit();
+    let settings = Settings {
+        sharing: process,
+        max_processes: max_processes.into(),
+        idle_timeout: idle_timeout.get(),
+        startup_timeout: startup_timeout.get(),
+    };
     let target = match (upstream, socket) {
         (Some(url), _) => Target::Url(url),
-        (None, Some(socket)) => Target::Process(Connector::Socket(socket)),
+        (None, Some(socket)) => Target::Socket(socket),
         (None, None) => anyhow::bail!("--upstream or --socket is required"),
     };
     let listen = Listen {
@@ -83,7 +106,7 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         Some(_) => Peers::new(peer.replica, peer.peer_port),
         None => Peers::alone(),
     };
-    let server = Server::bind(listen, peers, target)?;
+    let server = Server::bind(listen, peers, target, settings)?;
     if let Some(token) = peer.peer_token {
         let peers = Arc::clone(&server.shared.peers);
         tokio::spawn(peers.follow(bundle.join(peer::FILE), token));

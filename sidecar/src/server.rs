@@ -1,6 +1,6 @@
 //! Starts the parts and ends them in order, for `serve` and for `run`.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::{
@@ -13,15 +13,14 @@ use crate::{
     Shared, admin,
     audit::Audit,
     config, counters,
+    fit::Strays,
     front::{self, Door, Phase},
+    host::{Connector, Host, Settings},
     metrics::Metrics,
     peer::{self, Peers},
     probe::{self, Seen},
-    upstream::{
-        Upstream,
-        http::HttpUpstream,
-        stdio::{Connector, StdioUpstream},
-    },
+    sessions::Sessions,
+    upstream::{Eras, ParamHeaders, Upstream, http},
 };
 
 /// The MCP port.
@@ -41,9 +40,11 @@ pub type AuditThread = std::thread::JoinHandle<()>;
 /// Where the wrapped server is.
 pub enum Target {
     /// Behind a port.
-    Url(http::Uri),
-    /// Behind the shim, or a command of our own.
-    Process(Connector),
+    Url(::http::Uri),
+    /// Behind the shim.
+    Socket(PathBuf),
+    /// A command of our own.
+    Command(Vec<String>),
 }
 
 /// Where a sidecar listens, and beside whom.
@@ -67,6 +68,7 @@ pub struct Server {
     peer: Option<TcpListener>,
     phase: watch::Sender<Phase>,
     seen: watch::Sender<Seen>,
+    eras: watch::Sender<Option<Eras>>,
     audit_thread: AuditThread,
 }
 
@@ -75,7 +77,12 @@ impl Server {
     ///
     /// # Errors
     /// Where an address cannot be had.
-    pub fn bind(listen: Listen, peers: Peers, target: Target) -> anyhow::Result<Self> {
+    pub fn bind(
+        listen: Listen,
+        peers: Peers,
+        target: Target,
+        settings: Settings,
+    ) -> anyhow::Result<Self> {
         let mcp = bind("--listen", listen.mcp, MCP_PORT)?;
         let admin = bind("--admin", listen.admin, ADMIN_PORT)?;
         let peer = match listen.peer {
@@ -83,14 +90,8 @@ impl Server {
             None => None,
         };
         let metrics = Metrics::default();
-        let upstream = match target {
-            Target::Url(uri) => Upstream::Http(Box::new(
-                HttpUpstream::new(uri).map_err(anyhow::Error::msg)?,
-            )),
-            Target::Process(connector) => {
-                Upstream::Stdio(StdioUpstream::new(connector, metrics.processes.clone()))
-            }
-        };
+        let (eras, eras_seen) = watch::channel(None);
+        let upstream = upstream(target, settings, &metrics, eras_seen)?;
         let (audit, audit_thread) = Audit::start(std::io::stdout())?;
         let (phase, phase_seen) = watch::channel(Phase::Serving);
         let (seen, seen_seen) = watch::channel(Seen::default());
@@ -99,6 +100,8 @@ impl Server {
             upstream: Arc::new(upstream),
             peers: Arc::new(peers),
             intake: front::Intake::default(),
+            sessions: Sessions::default(),
+            strays: Strays::default(),
             counters: counters::Counters::default(),
             audit,
             metrics,
@@ -118,6 +121,7 @@ impl Server {
             peer,
             phase,
             seen,
+            eras,
             audit_thread,
         })
     }
@@ -135,6 +139,7 @@ impl Server {
             peer,
             phase,
             seen,
+            eras,
             audit_thread,
         } = self;
         let (mut term, mut int) = (
@@ -143,7 +148,7 @@ impl Server {
         );
         let mut drain = signal(SignalKind::user_defined1())?;
         tokio::spawn(admin::serve(Arc::clone(&shared), admin));
-        tokio::spawn(probe::run(Arc::clone(&shared.upstream), seen));
+        tokio::spawn(probe::run(Arc::clone(&shared.upstream), seen, eras));
         tokio::spawn(sweep(Arc::clone(&shared.upstream)));
         let fronts = [(Some(mcp), Door::Callers), (peer, Door::Peers)];
         let fronts = fronts.into_iter().filter_map(|(listener, door)| {
@@ -183,12 +188,34 @@ fn bind(flag: &str, address: Option<SocketAddr>, port: u16) -> anyhow::Result<Tc
     })
 }
 
-async fn sweep(upstream: Arc<Upstream>) {
-    let Upstream::Stdio(stdio) = &*upstream else {
-        return;
+fn upstream(
+    target: Target,
+    settings: Settings,
+    metrics: &Metrics,
+    eras: watch::Receiver<Option<Eras>>,
+) -> anyhow::Result<Upstream> {
+    let params = Arc::new(ParamHeaders::default());
+    let (server, connector) = match target {
+        Target::Socket(path) => (None, Connector::Socket(path)),
+        Target::Command(command) => (None, Connector::Command(command)),
+        Target::Url(uri) => {
+            let server = http::Server::new(uri, Arc::clone(&params)).map_err(anyhow::Error::msg)?;
+            let server = Arc::new(server);
+            (Some(Arc::clone(&server)), Connector::Http(server))
+        }
     };
+    let host = Host::new(connector, settings, metrics.processes.clone(), eras.clone());
+    Ok(Upstream {
+        server,
+        host,
+        eras,
+        params,
+    })
+}
+
+async fn sweep(upstream: Arc<Upstream>) {
     loop {
         tokio::time::sleep(Duration::from_secs(5)).await;
-        stdio.sweep();
+        upstream.host.sweep();
     }
 }

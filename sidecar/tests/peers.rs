@@ -585,7 +585,6 @@ fn session_of(headers: &HeaderMap) -> String {
 /// Three replicas, each with a server of its own: a session works through any of
 /// them, belongs to its caller everywhere, and is 404 when its replica is gone.
 #[tokio::test]
-#[ignore = "sessions with the replica's name in their id come with the pipeline that forwards"]
 async fn a_session_works_through_every_replica() {
     let cluster = Cluster::new();
     let addresses = [address(), address(), address()];

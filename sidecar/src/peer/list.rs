@@ -2,16 +2,8 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use serde::Deserialize;
-
-/// The key in the ConfigMap, and so the file's name in the mounted folder.
-pub const FILE: &str = "peers.json";
-/// The version of the wire form.
-const VERSION: u32 = 1;
-/// Replicas at most.
-const MAX_REPLICAS: usize = 1000;
-/// Largest list, in bytes: a name has at most 253.
-pub(super) const MAX_BYTES: usize = MAX_REPLICAS * 384;
+pub use policy::peers::FILE;
+use policy::peers::{Peers, Replica};
 
 /// Replicas and their addresses.
 #[derive(Debug, Default)]
@@ -22,41 +14,15 @@ pub(super) struct List {
     pub replicas: HashMap<String, IpAddr>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Written {
-    version: u32,
-    replicas: Vec<Replica>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Replica {
-    name: String,
-    address: IpAddr,
-}
-
 impl List {
     /// Reads a list.
     ///
     /// # Errors
     /// What is wrong with it. A part of a list is no list.
     pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
-        let Written { version, replicas } =
-            serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        if version != VERSION {
-            return Err(format!(
-                "version {version}; this sidecar reads version {VERSION}"
-            ));
-        }
-        if replicas.len() > MAX_REPLICAS {
-            return Err(format!(
-                "{} replicas; at most {MAX_REPLICAS} are read",
-                replicas.len()
-            ));
-        }
-        let mut by_name = HashMap::with_capacity(replicas.len());
-        for Replica { name, address } in replicas {
+        let read = Peers::from_json(bytes).map_err(|error| error.to_string())?;
+        let mut by_name = HashMap::with_capacity(read.replicas().len());
+        for Replica { name, address } in read.replicas().iter().cloned() {
             if !is_name(&name) {
                 return Err(format!("{name:?} is no name of a pod"));
             }
@@ -90,9 +56,6 @@ mod tests {
 
     #[test]
     fn a_list_is_read_whole_or_not_at_all() {
-        let many: Vec<_> = (0..=MAX_REPLICAS)
-            .map(|n| format!(r#"{{"name":"r{n}","address":"10.0.0.1"}}"#))
-            .collect();
         for (list, error) in [
             (r#"{"version":2,"replicas":[]}"#.to_owned(), "version 2"),
             (r#"{"version":1}"#.into(), "missing field"),
@@ -105,16 +68,9 @@ mod tests {
                 r#"{"version":1,"replicas":[{"name":"a","address":"10.0.0.1"},{"name":"a","address":"10.0.0.2"}]}"#.into(),
                 "twice",
             ),
-            (format!(r#"{{"version":1,"replicas":[{}]}}"#, many.join(",")), "at most 1000"),
         ] {
             let got = List::from_json(list.as_bytes()).map(|_| ());
             assert!(got.as_ref().is_err_and(|got| got.contains(error)), "{error}: {got:?}");
         }
-        let good = format!(r#"{{"version":1,"replicas":[{}]}}"#, many[1..].join(","));
-        assert!(good.len() <= MAX_BYTES);
-        assert_eq!(
-            List::from_json(good.as_bytes()).map(|list| list.replicas.len()),
-            Ok(MAX_REPLICAS)
-        );
     }
 }
