@@ -61,10 +61,11 @@ test-cluster: ## The tests on a real cluster (root)
 	$(TEST) --test cluster -- --test-threads=4
 
 .PHONY: prove
-prove: ## Property tests, fuzz targets and parsers at length; CASES, RUNS, BODIES
+prove: ## Property tests, hostile clients, fuzz targets, parsers at length; CASES, RUNS, BODIES
 	PROPTEST_CASES=$(CASES) $(TEST) --lib --test properties
 	TOOLWARD_FUZZ_RUNS=$(RUNS) $(TEST) --test fuzz -- --nocapture
 	TOOLWARD_BODIES=$(BODIES) $(TEST) --test parsers -- --nocapture
+	HOSTILE_CASES=$(CASES) $(TEST) --test hostile -- --include-ignored --nocapture
 
 .PHONY: manifests
 manifests: ## Write what is made from the types and the chart

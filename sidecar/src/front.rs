@@ -9,7 +9,13 @@
 mod activity;
 mod intake;
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::{body::Incoming, service::service_fn};
@@ -20,17 +26,20 @@ use hyper_util::{
 use policy::Reason;
 use rustix::net::sockopt;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
 };
 
-pub use intake::{Intake, MAX_BODIES, MAX_BODY};
+pub use intake::{Intake, MAX_BODIES, MAX_BODY, discard};
 
 use crate::{Shared, body::Body, peer, pipeline, refusal::Refusal};
 use activity::{InFlight, Overdue, Socket};
 
 /// Connections at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 10_000;
+/// The kernel's queue. The usual 128 overflow in a burst of clients, and whoever
+/// is dropped tries again a second later.
+const BACKLOG: u32 = 4096;
 /// Requests and streams at once, on all connections; more get 503.
 const MAX_REQUESTS: usize = 10_000;
 /// Time for the head of a request to arrive; the first one's counts from the
@@ -89,16 +98,26 @@ pub enum Door {
 ///
 /// # Errors
 /// Where the address cannot be had.
-pub async fn bind(address: Option<SocketAddr>, port: u16) -> io::Result<TcpListener> {
+pub fn bind(address: Option<SocketAddr>, port: u16) -> io::Result<TcpListener> {
     if let Some(address) = address {
-        return TcpListener::bind(address).await;
+        return listen(address);
     }
-    match TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, port)).await {
+    match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
         Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-            TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, port)).await
+            listen((Ipv4Addr::UNSPECIFIED, port).into())
         }
         bound => bound,
     }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Accepts connections until the phase is `Draining`, then waits for those that

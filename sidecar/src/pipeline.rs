@@ -23,7 +23,7 @@ use crate::{
     envelope::{Kind, Message, Messages},
     era::{self, Era, PROTOCOL_VERSION, Revision},
     fit::{Fit, Fitted},
-    front::Phase,
+    front::{self, Phase},
     guard::{self, Guard},
     method::{self, Action},
     peer::{Owner, Peer, ViaPeer},
@@ -77,7 +77,14 @@ pub async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Respons
         body: Bytes::new(),
         era,
     };
-    if let Err(refusal) = exchange.admit(incoming).await {
+    let admitted = match exchange.admit() {
+        Ok(()) => exchange.read_body(incoming).await,
+        Err(refusal) => {
+            front::discard(&exchange.parts.headers, incoming).await;
+            Err(refusal)
+        }
+    };
+    if let Err(refusal) = admitted {
         let method = method::label(exchange.parts.method.as_str());
         return exchange.refuse(refusal, method, None).await;
     }
@@ -154,8 +161,8 @@ impl<'a> Element<'a> {
 }
 
 impl Exchange {
-    /// Names, method, token, body: all that has to hold before a decision.
-    async fn admit(&mut self, incoming: Incoming) -> Result<(), Refusal> {
+    /// Names, method, token, headers: all that has to hold before the body is read.
+    fn admit(&mut self) -> Result<(), Refusal> {
         request::check_names(&self.parts, &self.active)?;
         let allowed = match self.era {
             Era::Legacy => &[Method::GET, Method::POST, Method::DELETE][..],
@@ -184,6 +191,10 @@ impl Exchange {
             caller.map_err(|reason| Refusal::unauthorized(reason, &self.active.bundle.audience))?,
         );
         self.headers = request::forwarded_headers(&self.parts.method, &self.parts.headers)?;
+        Ok(())
+    }
+
+    async fn read_body(&mut self, incoming: Incoming) -> Result<(), Refusal> {
         self.body = self.shared.intake.read(incoming).await?;
         if self.parts.method != Method::POST && !self.body.is_empty() {
             return Err(Refusal::malformed("only POST carries a body"));

@@ -123,7 +123,7 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         admin: Some(admin),
         peer: None,
     };
-    let server = Server::bind(listens, Peers::alone(), target, first.settings()).await?;
+    let server = Server::bind(listens, Peers::alone(), target, first.settings())?;
     let bundle = if listen.port() == 0 {
         first.compile(server.address, issuer.as_ref())?
     } else {

@@ -85,6 +85,7 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         startup_timeout,
         peer,
     } = args;
+    raise_descriptor_limit();
     let settings = Settings {
         sharing: process,
         max_processes: max_processes.into(),
@@ -105,7 +106,7 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         Some(_) => Peers::new(peer.replica, peer.peer_port),
         None => Peers::alone(),
     };
-    let server = Server::bind(listen, peers, target, settings).await?;
+    let server = Server::bind(listen, peers, target, settings)?;
     if let Some(token) = peer.peer_token {
         let peers = Arc::clone(&server.shared.peers);
         tokio::spawn(peers.follow(bundle.join(peer::FILE), token));
@@ -116,6 +117,17 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         load(&shared, &file)
     }));
     server.run().await
+}
+
+/// A container often starts with 1,024 descriptors and may have many more. Each
+/// call can take two. Nothing that we start inherits it: `serve` starts nothing.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of descriptors cannot be raised");
+    }
 }
 
 fn load(shared: &Shared, file: &std::path::Path) {

@@ -77,16 +77,16 @@ impl Server {
     ///
     /// # Errors
     /// Where an address cannot be had.
-    pub async fn bind(
+    pub fn bind(
         listen: Listen,
         peers: Peers,
         target: Target,
         settings: Settings,
     ) -> anyhow::Result<Self> {
-        let mcp = bind("--listen", listen.mcp, MCP_PORT).await?;
-        let admin = bind("--admin", listen.admin, ADMIN_PORT).await?;
+        let mcp = bind("--listen", listen.mcp, MCP_PORT)?;
+        let admin = bind("--admin", listen.admin, ADMIN_PORT)?;
         let peer = match listen.peer {
-            Some(address) => Some(bind("--peer", address, peer::PORT).await?),
+            Some(address) => Some(bind("--peer", address, peer::PORT)?),
             None => None,
         };
         let metrics = Metrics::default();
@@ -180,8 +180,8 @@ impl Server {
     }
 }
 
-async fn bind(flag: &str, address: Option<SocketAddr>, port: u16) -> anyhow::Result<TcpListener> {
-    let bound = front::bind(address, port).await;
+fn bind(flag: &str, address: Option<SocketAddr>, port: u16) -> anyhow::Result<TcpListener> {
+    let bound = front::bind(address, port);
     bound.with_context(|| {
         let address = address.map_or_else(|| format!("port {port}"), |address| address.to_string());
         format!("{address} cannot be bound: choose another address with {flag}")

@@ -1,5 +1,6 @@
 //! The programs that a cluster is made of, fetched and built on first use.
 
+mod h2spec;
 mod kubernetes;
 mod node;
 mod packages;
@@ -64,6 +65,11 @@ impl Tools {
         packages::ensure()?;
         let pins = checkout.join("e2e/node");
         node::helm(&pins, &node::ensure(&pins)?)
+    }
+
+    /// The conformance test of HTTP/2.
+    pub fn h2spec(checkout: &Path) -> Result<PathBuf> {
+        h2spec::ensure(&checkout.join("e2e/h2spec"))
     }
 
     /// Node and the script of the reference MCP server, for this machine; no

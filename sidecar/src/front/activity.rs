@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
-use super::{HEAD, STUCK};
+use super::{HEAD, MAX_HEAD, STUCK};
 
 /// After our end is closed, what still comes is thrown away for this time, so
 /// that the kernel does not reset the connection before the answer is read.
@@ -202,6 +202,8 @@ impl Drop for InFlight {
 pub struct Socket {
     stream: TcpStream,
     activity: Arc<Activity>,
+    /// The first line, until it is there.
+    first_line: Option<Vec<u8>>,
     linger: Option<Pin<Box<Sleep>>>,
 }
 
@@ -212,9 +214,35 @@ impl Socket {
         let socket = Self {
             stream,
             activity: Arc::clone(&activity),
+            first_line: Some(Vec::new()),
             linger: None,
         };
         (socket, activity)
+    }
+
+    /// What begins neither as HTTP/1 nor as HTTP/2 gets no answer (RFC 9113
+    /// §3.4): one of HTTP/1 would mean nothing to whoever sent it.
+    fn begins(&mut self, read: &[u8]) -> io::Result<()> {
+        let Some(line) = &mut self.first_line else {
+            return Ok(());
+        };
+        let end = read.iter().position(|byte| *byte == b'\n');
+        line.extend_from_slice(&read[..end.unwrap_or(read.len())]);
+        if end.is_none() && line.len() <= MAX_HEAD {
+            return Ok(());
+        }
+        let line = self.first_line.take().unwrap_or_default();
+        let (line, version) = (line.trim_ascii(), b"HTTP/1.x".len());
+        // Empty: RFC 9112 §2.2 allows an empty line before the first.
+        let version = &line[line.len().saturating_sub(version)..];
+        match line.is_empty()
+            || [b"HTTP/1.0", b"HTTP/1.1", b"HTTP/2.0"]
+                .iter()
+                .any(|known| version == *known)
+        {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::InvalidData, "no HTTP")),
+        }
     }
 }
 
@@ -224,11 +252,10 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if read.is_ready() {
-            self.activity.read();
-        }
-        read
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.activity.read();
+        Poll::Ready(self.begins(&buffer.filled()[before..]))
     }
 }
 

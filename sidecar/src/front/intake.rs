@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode, header};
 use http_body::Body;
 use http_body_util::BodyExt;
 use policy::Reason;
@@ -29,6 +29,9 @@ const STALL: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(10);
 /// Least rate of a body that takes longer than [`GRACE`], in bytes a second.
 const RATE: u32 = 16 * 1024;
+/// What is left of a refused request is read for this long, and so far.
+const DISCARD: Duration = Duration::from_secs(1);
+const MAX_DISCARD: usize = 64 * 1024;
 /// Room for a body whose length is not known yet.
 const FIRST: usize = 4 * 1024;
 
@@ -114,6 +117,25 @@ impl Intake {
         held.bytes.reserve_exact(wanted - held.bytes.len());
         Ok(())
     }
+}
+
+/// Throws away the body of a request that is refused unread. Then the connection
+/// can go on (HTTP/1.1), and a stream that breaks the protocol is reset for that
+/// (HTTP/2). Not where the client waits to be told whether it shall send it.
+pub async fn discard<B: Body<Data = Bytes> + Unpin>(headers: &HeaderMap, mut body: B) {
+    if headers.contains_key(header::EXPECT) {
+        return;
+    }
+    let read = async {
+        let mut left = MAX_DISCARD;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DISCARD, read).await; // The refusal does not depend on it.
 }
 
 /// Until when the next bytes have to come.
