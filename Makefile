@@ -15,10 +15,13 @@ E2E := $(BIN)/e2e
 TEST_INSTANCE := test $(CURDIR)
 # How many cases a property test of `make prove` tries.
 CASES ?= 100000
+# How often `make bench` measures each target, and for how many seconds.
+ROUNDS ?= 5
+SECONDS ?= 3
 
 .PHONY: help
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: ## Show it all: a node, the chart, two MCP servers, a client (root)
@@ -56,6 +59,16 @@ test-cluster: ## The tests on a real cluster (root)
 .PHONY: prove
 prove: ## The property tests at length; CASES=N, by default 100000 each
 	PROPTEST_CASES=$(CASES) $(TEST) --lib --test properties
+
+.PHONY: bench
+bench: ## What the sidecar costs, beside nginx; ROUNDS=5 SECONDS=3 (root, once)
+	@$(BUILD)
+	@$(E2E) bench --rounds $(ROUNDS) --seconds $(SECONDS)
+
+.PHONY: bench-profile
+bench-profile: ## Where the sidecar's time goes, with perf; SECONDS=3 (root)
+	@$(BUILD)
+	@$(E2E) bench --profile --seconds $(SECONDS)
 
 .PHONY: manifests
 manifests: ## Write what is made from the types and the chart
