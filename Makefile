@@ -13,8 +13,11 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 E2E := $(BIN)/e2e
 # The tests have a node of their own: a demonstration that runs is left alone.
 TEST_INSTANCE := test $(CURDIR)
-# How many cases a property test of `make prove` tries.
+# How many cases a property test of `make prove` tries, how often it runs each
+# fuzz target, and how many messages all parsers read.
 CASES ?= 100000
+RUNS ?= 1000000
+BODIES ?= 400000
 # How often `make bench` measures each target, and for how many seconds.
 ROUNDS ?= 5
 SECONDS ?= 3
@@ -36,6 +39,7 @@ demo-down: ## Stop the node of the demonstration; nothing stays but the cache (r
 .PHONY: check
 check: ## Format, lints, and all tests that need neither root nor a cluster
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(BUILD)
 	$(LINT) --all-targets -- -D warnings
 	$(LINT) --test cluster -- -D warnings
@@ -57,8 +61,10 @@ test-cluster: ## The tests on a real cluster (root)
 	$(TEST) --test cluster -- --test-threads=4
 
 .PHONY: prove
-prove: ## The property tests at length; CASES=N, by default 100000 each
+prove: ## Property tests, fuzz targets and parsers at length; CASES, RUNS, BODIES
 	PROPTEST_CASES=$(CASES) $(TEST) --lib --test properties
+	TOOLWARD_FUZZ_RUNS=$(RUNS) $(TEST) --test fuzz -- --nocapture
+	TOOLWARD_BODIES=$(BODIES) $(TEST) --test parsers -- --nocapture
 
 .PHONY: bench
 bench: ## What the sidecar costs, beside nginx; ROUNDS=5 SECONDS=3 (root, once)

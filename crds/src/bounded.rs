@@ -95,6 +95,16 @@ bounded! {
     ToolPattern, 128, "^[A-Za-z0-9_./*-]+$"
 }
 bounded! {
+    /// Name of a prompt; `*` stands for any text, also for none.
+    PromptPattern, 128, "^[!-~]([ -~]*[!-~])?$"
+}
+bounded! {
+    /// URI of a resource in the normal form of RFC 3986; `*` stands for any
+    /// text without `/`, `**` for any text. What a pattern cannot express of
+    /// the normal form, `policy::compile` checks.
+    ResourcePattern, 512, "^(\\*\\*?|[a-z][a-z0-9+.-]*:)([A-Za-z0-9._~!$&'()*+,;=:@/?\\[\\]-]|%[0-9A-F]{2})*$"
+}
+bounded! {
     /// A service account as `namespace/name`.
     ServiceAccountRef, 317, "^[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 }

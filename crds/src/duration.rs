@@ -20,6 +20,12 @@ pub struct InvalidDuration(String);
 const MAX_SECONDS: u64 = 24 * 60 * 60;
 
 impl Duration {
+    /// So many minutes, 1 to 1,440: for defaults.
+    pub(crate) const fn minutes(number: u64) -> Self {
+        assert!(number >= 1 && number * 60 <= MAX_SECONDS);
+        Self(std::time::Duration::from_secs(number * 60))
+    }
+
     /// The duration for computing.
     pub fn get(self) -> std::time::Duration {
         self.0

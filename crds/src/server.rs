@@ -8,7 +8,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Argument, Audience, Condition, EnvName, ImageRef, KeyName, ObjectName, Quantity, Url, UrlPath,
+    Argument, Audience, Condition, Duration, EnvName, ImageRef, KeyName, ObjectName, Quantity, Url,
+    UrlPath,
 };
 
 /// An MCP server that Toolward runs, with a sidecar in front that decides on every call.
@@ -226,7 +227,10 @@ fn quantities(generator: &mut SchemaGenerator) -> Schema {
 #[x_kube(
     validation = Rule::new("self.type == 'StreamableHttp' || !has(self.http)")
         .message("http belongs to type StreamableHttp: remove it, or change the type")
-        .field_path(".http")
+        .field_path(".http"),
+    validation = Rule::new("self.type == 'Stdio' || !has(self.stdio)")
+        .message("stdio belongs to type Stdio: remove it, or change the type")
+        .field_path(".stdio")
 )]
 pub struct Transport {
     /// `Stdio`: a process that speaks on its standard input and output. `StreamableHttp`: a server that listens on a port.
@@ -235,6 +239,9 @@ pub struct Transport {
     /// Where a StreamableHttp server listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpTransport>,
+    /// How the processes of a Stdio server live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdio: Option<StdioTransport>,
 }
 
 /// MCP transport of the wrapped server.
@@ -277,6 +284,60 @@ impl Default for HttpTransport {
         Self {
             port: default_port(),
             path: default_path(),
+        }
+    }
+}
+
+/// How the processes of a Stdio server live.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StdioTransport {
+    /// Who shares a process: `PerSession` (default) nobody, `PerUser` the sessions of one caller, `Shared` everyone. It separates state and is no security boundary.
+    #[serde(default)]
+    pub process: ProcessMode,
+    /// The most processes of each replica at a time. Default 50.
+    #[serde(default = "default_processes")]
+    #[schemars(range(min = 1, max = 500))]
+    pub max_processes: u32,
+    /// A process without a call or a stream for this time is ended. Default `10m`.
+    #[serde(default = "default_idle")]
+    pub idle_timeout: Duration,
+    /// A process that has not answered its handshake after this time has failed. Default `60s`.
+    #[serde(default = "default_startup")]
+    pub startup_timeout: Duration,
+}
+
+/// Who shares a process of a Stdio server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ProcessMode {
+    /// Each session has a process of its own.
+    #[default]
+    PerSession,
+    /// The sessions of one caller share a process.
+    PerUser,
+    /// All sessions share one process.
+    Shared,
+}
+
+fn default_processes() -> u32 {
+    50
+}
+
+fn default_idle() -> Duration {
+    Duration::minutes(10)
+}
+
+fn default_startup() -> Duration {
+    Duration::minutes(1)
+}
+
+impl Default for StdioTransport {
+    fn default() -> Self {
+        Self {
+            process: ProcessMode::default(),
+            max_processes: default_processes(),
+            idle_timeout: default_idle(),
+            startup_timeout: default_startup(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `McpToolPolicy`: who may use which tools of which servers.
+//! `McpToolPolicy`: who may use which tools, prompts and resources of which servers.
 #![allow(clippy::duplicated_attributes)] // It takes the arguments of several print columns for one attribute.
 
 use kube::{CustomResource, KubeSchema};
@@ -6,11 +6,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Condition, Duration, ItemName, LocalObjectReference, ServiceAccountRef, SubjectName,
-    ToolPattern,
+    Condition, Duration, ItemName, LocalObjectReference, PromptPattern, ResourcePattern,
+    ServiceAccountRef, SubjectName, ToolPattern,
 };
 
-/// Who may use which tools. Without a policy that allows, nobody may use anything.
+/// Who may use which tools, prompts and resources. Without a policy that allows, nobody may use anything.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "toolward.dev",
@@ -22,7 +22,7 @@ use crate::{
     namespaced,
     status = "McpToolPolicyStatus",
     derive = "PartialEq",
-    doc = "Who may use which tools of which McpServers. Without a policy that allows, nobody may use anything.",
+    doc = "Who may use which tools, prompts and resources of which McpServers. Without a policy that allows, nobody may use anything.",
     printcolumn(
         name = "Accepted",
         type_ = "string",
@@ -78,9 +78,13 @@ pub struct McpToolPolicySpec {
     pub limits: Option<Vec<Limit>>,
 }
 
-/// Allows or denies tools to callers.
+/// Allows or denies tools, prompts and resources to callers. A rule says nothing of the kinds that it does not list.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("has(self.tools) || has(self.prompts) || has(self.resources)")
+        .message("write at least one of tools, prompts and resources: a rule without any would match nothing")
+)]
 pub struct ToolRule {
     /// Name of the rule, as it shows in the audit log.
     pub name: ItemName,
@@ -89,9 +93,18 @@ pub struct ToolRule {
     /// Callers: the rule matches when any item does.
     #[schemars(length(min = 1, max = 32))]
     pub from: Vec<Subject>,
-    /// Tools: the rule matches when any pattern does. `*` stands for any text.
+    /// Tools: the rule matches when any pattern does. `*` stands for any text. Left out: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
-    pub tools: Vec<ToolPattern>,
+    pub tools: Option<Vec<ToolPattern>>,
+    /// Prompts: as for tools. Left out: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub prompts: Option<Vec<PromptPattern>>,
+    /// Resources by their URI: the rule matches when any pattern does. `*` stands for any text without `/`, `**` for any text: `file:///reports/*.csv`, `file:///reports/**`, `**`. Write URIs in the normal form of RFC 3986 (scheme and host in lower case, no `.` or `..` as a segment, no fragment); a URI of a request that is not in that form is denied. Left out: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub resources: Option<Vec<ResourcePattern>>,
 }
 
 /// What a matching rule does.

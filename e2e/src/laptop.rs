@@ -162,14 +162,19 @@ pub fn run(sidecar: &Path, config: &Path, arguments: &[&str]) -> Command {
     run
 }
 
-/// Waits until a `run --dev-token` tells its URL and its token.
-pub fn caller(running: &mut Running) -> Result<Caller> {
-    let url = running.wait_for("URL", |lines| {
+/// Waits until a `run` tells its URL.
+pub fn url(running: &mut Running) -> Result<String> {
+    running.wait_for("URL", |lines| {
         let line = lines
             .iter()
             .find(|line| line.contains(" listens on http"))?;
         line.split_whitespace().last().map(str::to_owned)
-    })?;
+    })
+}
+
+/// Waits until a `run --dev-token` tells its URL and its token.
+pub fn caller(running: &mut Running) -> Result<Caller> {
+    let url = url(running)?;
     let token = running.wait_for("dev token", |lines| {
         let dots = |line: &&String| line.starts_with("ey") && line.matches('.').count() == 2;
         lines.iter().find(dots).cloned()

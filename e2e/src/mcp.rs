@@ -46,6 +46,21 @@ impl Endpoint {
     /// A URL of the cluster. Its name is looked up in the cluster's DNS, as a
     /// pod would.
     pub async fn in_cluster(cluster: &Cluster, url: &str) -> Result<Self> {
+        Self::in_cluster_with(cluster, url, reqwest::Client::builder()).await
+    }
+
+    /// As [`Endpoint::in_cluster`], with a connection of its own for each
+    /// request, so that a Service spreads them over its pods.
+    pub async fn in_cluster_spread(cluster: &Cluster, url: &str) -> Result<Self> {
+        let client = reqwest::Client::builder().pool_max_idle_per_host(0);
+        Self::in_cluster_with(cluster, url, client).await
+    }
+
+    async fn in_cluster_with(
+        cluster: &Cluster,
+        url: &str,
+        client: reqwest::ClientBuilder,
+    ) -> Result<Self> {
         let uri: Uri = url.parse().with_context(|| format!("the URL {url:?}"))?;
         let host = uri
             .host()
@@ -63,7 +78,7 @@ impl Endpoint {
             Ok(address)
         })
         .await?;
-        let client = reqwest::Client::builder().resolve(&host, address).build()?;
+        let client = client.resolve(&host, address).build()?;
         Ok(Self {
             url: url.to_owned(),
             client,
@@ -88,11 +103,29 @@ impl Endpoint {
         headers: &[(&str, &str)],
         body: &Value,
     ) -> Result<reqwest::Response> {
-        let mut request = self
-            .client
-            .post(&self.url)
-            .header("Accept", "application/json, text/event-stream")
-            .json(body);
+        let request = self.client.post(&self.url).json(body);
+        self.send(request, token, headers).await
+    }
+
+    /// Sends a request without a body, such as GET for a session's stream and
+    /// DELETE for its end.
+    pub async fn bare(
+        &self,
+        method: http::Method,
+        token: Option<&str>,
+        headers: &[(&str, &str)],
+    ) -> Result<reqwest::Response> {
+        let request = self.client.request(method, &self.url);
+        self.send(request, token, headers).await
+    }
+
+    async fn send(
+        &self,
+        request: reqwest::RequestBuilder,
+        token: Option<&str>,
+        headers: &[(&str, &str)],
+    ) -> Result<reqwest::Response> {
+        let mut request = request.header("Accept", "application/json, text/event-stream");
         if let Some(token) = token {
             request = request.bearer_auth(token);
         }

@@ -175,13 +175,9 @@ async fn anonymous_callers_match_everyone_only() -> Result<()> {
     let config = folder.write("open.yaml", open)?;
     let arguments = ["--", &laptop.node, &laptop.script, "stdio"];
     let mut running = Running::start(&mut laptop::run(&laptop.sidecar, &config, &arguments))?;
-    let url = running.wait_for("URL", |lines| {
-        let line = lines
-            .iter()
-            .find(|line| line.contains(" listens on http"))?;
-        line.split_whitespace().last().map(str::to_owned)
-    })?;
-    let mcp = Endpoint::direct(url).connect(None).await?;
+    let mcp = Endpoint::direct(laptop::url(&mut running)?)
+        .connect(None)
+        .await?;
     let tools = promise::listing(&mcp).await?.tools;
     ensure!(tools == ["get-sum"], "{tools:?}");
     promise::permitted(&mcp).await?.check()

@@ -22,9 +22,28 @@ pub struct Sight {
 /// Sidecars by the uid of their pod.
 pub type Sights = BTreeMap<String, Sight>;
 
+/// What a server's sidecars are to have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Hash of the bundle.
+    pub bundle: String,
+    /// Hash of the list of replicas.
+    pub peers: String,
+}
+
+impl Wanted {
+    /// Whether a sidecar has all of it. One that uses no list of replicas does
+    /// not tell of any.
+    pub fn is_had(&self, report: &Report) -> bool {
+        let peers = report.peers.as_ref();
+        report.bundle.hash.as_ref() == Some(&self.bundle)
+            && peers.is_none_or(|peers| *peers == self.peers)
+    }
+}
+
 #[derive(Debug, Default)]
 struct Post {
-    wanted: String,
+    wanted: Wanted,
     sights: Sights,
 }
 
@@ -33,18 +52,18 @@ struct Post {
 pub struct Board(Mutex<HashMap<Key, Post>>);
 
 impl Board {
-    /// Sets the hash of the wanted bundle; whether that is another one.
-    pub fn want(&self, server: &Key, hash: &str) -> bool {
+    /// Sets what is wanted; whether that is something else than before.
+    pub fn want(&self, server: &Key, wanted: Wanted) -> bool {
         self.locked(|posts| {
             let post = posts.entry(server.clone()).or_default();
-            let changed = post.wanted != hash;
-            hash.clone_into(&mut post.wanted);
+            let changed = post.wanted != wanted;
+            post.wanted = wanted;
             changed
         })
     }
 
-    /// The hash of the wanted bundle.
-    pub fn wanted(&self, server: &Key) -> Option<String> {
+    /// What is wanted.
+    pub fn wanted(&self, server: &Key) -> Option<Wanted> {
         self.locked(|posts| posts.get(server).map(|post| post.wanted.clone()))
     }
 

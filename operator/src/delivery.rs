@@ -1,9 +1,10 @@
-//! Gets the wanted bundle to the sidecars, and learns what they have.
+//! Gets the wanted bundle and list of replicas to the sidecars, and learns what
+//! they have.
 //!
 //! Pod and ConfigMap reach the kubelet by separate watches: an annotation on
 //! the pod makes it look again, and where that came too early, the next one
 //! does. Invariants: a pod is only written to while its sidecar has not got
-//! the wanted bundle; each question has a deadline.
+//! what is wanted; each question has a deadline.
 
 use std::{
     collections::HashMap,
@@ -23,7 +24,7 @@ use serde_json::json;
 
 use crate::{
     backoff::Backoff,
-    board::{Board, Sight, Sights},
+    board::{Board, Sight, Sights, Wanted},
     error::{Error, call},
     metrics::Metrics,
     names::{ADMIN_PORT, BUNDLE_ANNOTATION, FIELD_MANAGER, Key},
@@ -74,7 +75,7 @@ pub struct Delivery {
 /// What is remembered of one server.
 #[derive(Default)]
 pub struct Memory {
-    wanted: Option<String>,
+    wanted: Option<Wanted>,
     pods: HashMap<String, PodMemory>,
 }
 
@@ -104,7 +105,7 @@ impl PodMemory {
         }
     }
 
-    /// Another bundle is wanted.
+    /// Something else is wanted.
     fn expect(&mut self, now: Instant) {
         self.nudges = 0;
         self.next_nudge = Some(now);
@@ -120,8 +121,8 @@ impl PodMemory {
     }
 
     /// The sidecar answered, or did not.
-    fn polled(&mut self, answer: Result<Report, String>, wanted: &str, now: Instant) {
-        let has = |report: &Report| report.bundle.hash.as_deref() == Some(wanted);
+    fn polled(&mut self, answer: Result<Report, String>, wanted: &Wanted, now: Instant) {
+        let has = |report: &Report| wanted.is_had(report);
         let wait = match &answer {
             Ok(report) if has(report) && report.upstream.state == UpstreamState::Serving => {
                 self.polls = 0;
@@ -155,6 +156,12 @@ impl PodMemory {
                 });
             }
         }
+    }
+
+    /// Whether the sidecar told that it uses the list of replicas.
+    fn knows_peers(&self) -> bool {
+        let report = self.sight.as_ref().and_then(|sight| sight.report.as_ref());
+        report.is_some_and(|report| report.peers.is_some())
     }
 
     fn due(&self) -> Instant {
@@ -195,11 +202,14 @@ pub fn can_be_asked(pod: &Pod) -> bool {
 
 impl Memory {
     /// Brings what is remembered up to what there is.
-    fn update(&mut self, wanted: &str, peers: &[Peer], now: Instant) {
+    fn update(&mut self, wanted: &Wanted, peers: &[Peer], now: Instant) {
         self.pods
             .retain(|uid, _| peers.iter().any(|p| p.uid == *uid));
-        let changed = self.wanted.as_deref().is_some_and(|old| old != wanted);
-        self.wanted = Some(wanted.to_owned());
+        let before = self.wanted.replace(wanted.clone());
+        let bundle = before
+            .as_ref()
+            .is_some_and(|old| old.bundle != wanted.bundle);
+        let replicas = before.is_some_and(|old| old.peers != wanted.peers);
         for peer in peers {
             let pod = self.pods.entry(peer.uid.clone());
             let pod = pod.or_insert_with(|| PodMemory::new(now));
@@ -208,7 +218,7 @@ impl Memory {
                 pod.version.clone_from(&peer.version);
                 pod.next_poll = now;
             }
-            if changed {
+            if bundle || replicas && pod.knows_peers() {
                 pod.expect(now);
             }
         }
@@ -261,8 +271,8 @@ impl Reconcile for Delivery {
 }
 
 impl Delivery {
-    /// Annotates the pods whose sidecars lack the bundle.
-    async fn nudge(&self, server: &Key, memory: &mut Memory, peers: &[Peer], wanted: &str) {
+    /// Annotates the pods whose sidecars lack what is wanted.
+    async fn nudge(&self, server: &Key, memory: &mut Memory, peers: &[Peer], wanted: &Wanted) {
         let now = Instant::now();
         let due = memory.due(peers, |pod| pod.next_nudge.is_some_and(|at| at <= now));
         let nudges = due.into_iter().map(|peer| {
@@ -310,7 +320,7 @@ impl Delivery {
     }
 
     /// Asks the sidecars that are due.
-    async fn poll(&self, server: &Key, memory: &mut Memory, peers: &[Peer], wanted: &str) {
+    async fn poll(&self, server: &Key, memory: &mut Memory, peers: &[Peer], wanted: &Wanted) {
         let now = Instant::now();
         let due = memory.due(peers, |pod| pod.next_poll <= now);
         if due.is_empty() {
@@ -355,13 +365,17 @@ impl Delivery {
 }
 
 /// The annotation's next value: another than it has, so that the kubelet looks.
-fn annotation(wanted: &str, now: Option<&String>) -> String {
+fn annotation(wanted: &Wanted, now: Option<&String>) -> String {
+    const DIGITS: usize = 12;
+    let peers = wanted.peers.trim_start_matches("sha256:");
+    let peers = peers.get(..DIGITS).unwrap_or(peers);
+    let next = format!("{}+{peers}", wanted.bundle);
     let now = now.map(String::as_str).unwrap_or_default();
-    match now.strip_prefix(wanted) {
-        None => wanted.to_owned(),
+    match now.strip_prefix(&next) {
+        None => next,
         Some(counter) => {
             let counter: u64 = counter.trim_start_matches('.').parse().unwrap_or_default();
-            format!("{wanted}.{}", counter.wrapping_add(1))
+            format!("{next}.{}", counter.wrapping_add(1))
         }
     }
 }

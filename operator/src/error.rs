@@ -38,6 +38,9 @@ pub enum Error {
     /// The bundle cannot be written.
     #[error(transparent)]
     Bundle(#[from] policy::bundle::BundleError),
+    /// The list of replicas cannot be written.
+    #[error(transparent)]
+    Peers(#[from] policy::peers::PeersError),
 }
 
 impl Error {
@@ -59,7 +62,7 @@ impl Error {
             Self::Timeout { .. } => "Timeout",
             Self::Removing { .. } => "Removing",
             Self::NoKeys => "NoKeys",
-            Self::Json(_) | Self::Bundle(_) => "Internal",
+            Self::Json(_) | Self::Bundle(_) | Self::Peers(_) => "Internal",
         }
     }
 

@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod names;
 pub mod policies;
 pub mod probe;
+pub mod replicas;
 pub mod server;
 pub mod status;
 pub mod table;

@@ -10,7 +10,7 @@ pub const FIELD_MANAGER: &str = "toolward-operator";
 pub const SERVER_LABEL: &str = "toolward.dev/server";
 /// Label of the ConfigMaps that only the operator may write.
 pub const MANAGED_LABEL: &str = "toolward.dev/managed";
-/// Annotation on pods that makes the kubelet look at the bundle at once.
+/// Annotation on pods that makes the kubelet look at the ConfigMap at once.
 pub const BUNDLE_ANNOTATION: &str = "toolward.dev/bundle";
 /// Annotation with the hash of what was applied last.
 pub const APPLIED_ANNOTATION: &str = "toolward.dev/applied";
@@ -26,6 +26,8 @@ pub const INSTALL_CONTAINER: &str = "toolward-install";
 pub const MCP_PORT: i32 = 9440;
 /// Port of health, metrics and `/status` in the pod.
 pub const ADMIN_PORT: u16 = 9441;
+/// Port in the pod on which sidecars of one server speak to each other.
+pub const PEER_PORT: i32 = 9442;
 
 /// Name of the ConfigMap that holds a server's bundle.
 pub fn config_map_name(server: &str) -> String {

@@ -17,11 +17,11 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Service},
 };
 use kube::Client;
-use policy::{Bundle, Diagnostic};
+use policy::{Bundle, Diagnostic, bundle};
 
 use crate::{
     apply::{Child, Found, Last, apply, find},
-    board::Board,
+    board::{Board, Wanted},
     delivery::{self, Delivery},
     desired::{Owner, config_map, deployment, service},
     entry::Entry,
@@ -29,6 +29,7 @@ use crate::{
     events::{Events, news},
     metrics::Metrics,
     names::{Key, config_map_name},
+    replicas::Replicas,
     status::{Stamp, server as status},
     workers::{Next, Reconcile, Workers},
     world::World,
@@ -64,6 +65,7 @@ pub struct Memory {
     service: Last<Service>,
     config_map: Last<ConfigMap>,
     deployment: Last<Deployment>,
+    replicas: Replicas,
     status: LastStatus,
 }
 
@@ -78,6 +80,8 @@ struct Outcome {
     wanted: Option<String>,
     deployment: Option<Arc<Deployment>>,
     policies: usize,
+    /// When the list of replicas may be written anew, where it is not up to date.
+    replicas_due: Option<Duration>,
     /// The first fault; later steps that do not need the failed one were done.
     error: Option<Error>,
 }
@@ -116,8 +120,11 @@ impl Reconcile for Servers {
         match (outcome.error, written) {
             (Some(error), _) => Err(error),
             (None, Written::Stale) => Ok(Next::After(STALE)),
-            (None, _) if outcome.taken.is_some() => Ok(Next::After(LOOK_AGAIN)),
-            (None, _) => Ok(Next::WhenWoken),
+            (None, _) => Ok(match (outcome.replicas_due, outcome.taken) {
+                (Some(due), _) => Next::After(due),
+                (None, Some(_)) => Next::After(LOOK_AGAIN),
+                (None, None) => Next::WhenWoken,
+            }),
         }
     }
 
@@ -175,20 +182,35 @@ impl Servers {
         self.compile(key, entry, &addresses, &mut outcome);
         let there = maps.as_ref().is_some_and(|maps| maps.ours().is_some());
         let wanted = if may_write || there {
-            let bundle = outcome.bundle.as_ref().map(Bundle::to_json).transpose();
-            outcome.note(bundle.map_err(Error::from)).flatten()
+            let before = maps.as_ref().and_then(|maps| maps.ours());
+            let version = self.version(key, before.map(|map| &**map));
+            let bundle = outcome.bundle.as_ref();
+            let bundle = bundle.map(|bundle| bundle.to_json_version(version));
+            outcome
+                .note(bundle.transpose().map_err(Error::from))
+                .flatten()
         } else {
             None
         };
         if let Some(bundle) = wanted {
-            let hash = policy::bundle::hash(bundle.as_bytes());
-            outcome.wanted = Some(hash.clone());
-            let wanted = Some(config_map(&owner, bundle));
+            let pods = self.world.pods.group(key);
+            let there = maps.as_ref().and_then(|maps| maps.ours());
+            let list = memory.replicas.list(&pods, there.map(|map| &**map));
+            let Some((peers, due)) = outcome.note(list.map_err(Error::from)) else {
+                return outcome;
+            };
+            outcome.replicas_due = due;
+            let wanted = Wanted {
+                bundle: bundle::hash(bundle.as_bytes()),
+                peers: bundle::hash(peers.as_bytes()),
+            };
+            outcome.wanted = Some(wanted.bundle.clone());
+            let map = Some(config_map(&owner, bundle, peers));
             let map = self
-                .ensure(maps, wanted, &mut memory.config_map, &mut outcome)
+                .ensure(maps, map, &mut memory.config_map, &mut outcome)
                 .await;
             if map.is_some() {
-                self.deliver(key, &hash);
+                self.deliver(key, wanted);
             }
         }
         let sidecar = &world.settings.sidecar;
@@ -233,7 +255,11 @@ impl Servers {
                 outcome.diagnostics = compiled.diagnostics;
             }
             Err(error) => {
-                outcome.bundle = Some(self.world.deny_all(key, addresses, error));
+                outcome.bundle =
+                    Some(
+                        self.world
+                            .deny_all(key, entry.meta.uid.as_deref(), addresses, error),
+                    );
                 outcome.diagnostics = vec![Diagnostic {
                     policy: None,
                     path: String::new(),
@@ -244,8 +270,22 @@ impl Servers {
         }
     }
 
-    fn deliver(&self, key: &Key, hash: &str) {
-        if self.board.want(key, hash)
+    /// The newest version of the wire form that all running sidecars read. What
+    /// one reads that has not told yet is not known: then the version stays, or
+    /// goes down.
+    fn version(&self, key: &Key, before: Option<&ConfigMap>) -> u32 {
+        let sights = self.board.sights(key);
+        let pods = self.world.pods.group(key);
+        let running = pods.iter().filter(|pod| delivery::can_be_asked(pod));
+        let reads = running.map(|pod| {
+            let sight = sights.get(pod.metadata.uid.as_deref().unwrap_or_default())?;
+            sight.report.as_ref().map(|report| report.bundle.reads)
+        });
+        wire_version(reads, before.and_then(written_version))
+    }
+
+    fn deliver(&self, key: &Key, wanted: Wanted) {
+        if self.board.want(key, wanted)
             && let Some(deliveries) = self.deliveries.get()
         {
             deliveries.wake(key);
@@ -304,6 +344,27 @@ impl Servers {
     }
 }
 
+/// See [`Servers::version`]; `reads` is what each running sidecar says.
+fn wire_version(reads: impl Iterator<Item = Option<u32>>, before: Option<u32>) -> u32 {
+    let newest = bundle::VERSION;
+    let version = reads
+        .map(|reads| reads.or(before).unwrap_or(newest))
+        .min()
+        .unwrap_or(newest);
+    version.clamp(bundle::OLDEST, newest)
+}
+
+/// The version of the bundle that a ConfigMap carries.
+fn written_version(map: &ConfigMap) -> Option<u32> {
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let text = map.data.as_ref()?.get(bundle::FILE)?;
+    let Versioned { version } = serde_json::from_str(text).ok()?;
+    Some(version)
+}
+
 fn taken<K>(found: Option<&Found<K>>) -> Option<String> {
     found?.foreign().map(str::to_owned)
 }
@@ -345,5 +406,32 @@ fn fault(diagnostic: &Diagnostic) -> String {
         diagnostic.message.clone()
     } else {
         diagnostic.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_version_that_all_running_sidecars_read_is_written() {
+        for (reads, before, expected) in [
+            (&[][..], None, 2),
+            (&[], Some(1), 2),
+            (&[Some(2), Some(2)], Some(1), 2),
+            (&[Some(2), Some(1)], Some(2), 1),
+            (&[Some(1)], None, 1),
+            // What is newer or makes no sense.
+            (&[Some(7)], Some(2), 2),
+            (&[Some(0)], Some(2), 1),
+            // Before all have told, nobody is sent what they may not read.
+            (&[None, Some(2)], Some(1), 1),
+            (&[None, Some(1)], Some(2), 1),
+            (&[None], Some(2), 2),
+            (&[None], None, 2),
+        ] {
+            let version = wire_version(reads.iter().copied(), before);
+            assert_eq!(version, expected, "{reads:?} {before:?}");
+        }
     }
 }

@@ -84,7 +84,8 @@ impl World {
         cluster_ips: &[String],
     ) -> Compiled {
         let sources: Vec<_> = policies.iter().map(|entry| source(entry)).collect();
-        let mut context = self.context(key, cluster_ips);
+        let uid = server.metadata.uid.as_deref();
+        let mut context = self.context(key, uid, cluster_ips);
         context
             .hosts
             .extend(server.spec.url.as_deref().and_then(host));
@@ -92,12 +93,18 @@ impl World {
     }
 
     /// The bundle of a server that cannot be decoded.
-    pub fn deny_all(&self, key: &Key, cluster_ips: &[String], why: &str) -> Bundle {
-        let context = self.context(key, cluster_ips);
+    pub fn deny_all(
+        &self,
+        key: &Key,
+        uid: Option<&str>,
+        cluster_ips: &[String],
+        why: &str,
+    ) -> Bundle {
+        let context = self.context(key, uid, cluster_ips);
         policy::deny_all(&key.namespace, &key.name, &context, why)
     }
 
-    fn context(&self, key: &Key, cluster_ips: &[String]) -> Context {
+    fn context(&self, key: &Key, uid: Option<&str>, cluster_ips: &[String]) -> Context {
         let Key { namespace, name } = key;
         let domain = &self.settings.cluster_domain;
         let mut hosts = vec![
@@ -113,6 +120,7 @@ impl World {
             hosts,
             issuers: issuer.into_iter().collect(),
             operator: Some(self.operator.clone()),
+            uid: uid.map(str::to_owned),
             allow_anonymous: self.settings.allow_anonymous,
         }
     }

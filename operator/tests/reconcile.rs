@@ -105,6 +105,98 @@ async fn a_server_becomes_what_runs_and_then_nothing_is_written() {
     assert_eq!(fake.writes(), [""; 0]);
 }
 
+/// A pod, as Kubernetes makes it for the Deployment of `orders`.
+fn pod(name: &str, ip: &str, more: Value) -> Value {
+    let mut pod = json!({
+        "metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}"), "labels": {"toolward.dev/server": "orders"}},
+        "status": {"phase": "Running", "podIP": ip},
+    });
+    for (field, value) in more.as_object().unwrap() {
+        pod["status"][field] = value.clone();
+    }
+    pod
+}
+
+#[tokio::test]
+async fn the_replicas_stand_beside_the_bundle_and_follow_the_pods() {
+    let fake = Fake::new();
+    fake.put("mcpservers", server("orders"));
+    fake.put("pods", pod("orders-a", "10.1.0.1", json!({})));
+    let peers = || {
+        let map = fake.get("configmaps", "orders-toolward").unwrap();
+        map["data"]["peers.json"].as_str().unwrap().to_owned()
+    };
+    let (servers, key, mut memory) = (fake.servers(), Fake::key("orders"), Default::default());
+    servers.reconcile(&key, &mut memory).await.unwrap();
+    assert_eq!(bundle(&fake)["peerAudience"], "toolward-peer/uid-orders");
+    let one = r#"{"version":1,"replicas":[{"name":"orders-a","address":"10.1.0.1"}]}"#;
+    assert_eq!(peers(), one);
+
+    // The next change is close behind: it waits, and then is written.
+    fake.put("pods", pod("orders-b", "10.1.0.2", json!({})));
+    fake.put("pods", pod("other", "10.1.0.3", json!({"phase": "Failed"})));
+    fake.sync();
+    fake.writes();
+    let mut written = false;
+    for _ in 0..100 {
+        match servers.reconcile(&key, &mut memory).await.unwrap() {
+            Next::After(due) => tokio::time::sleep(due).await,
+            Next::WhenWoken => {
+                written = true;
+                break;
+            }
+        }
+        fake.sync();
+    }
+    assert!(written);
+    assert!(peers().contains("orders-b") && !peers().contains("other"));
+    let writes = fake.writes();
+    let maps = writes.iter().filter(|write| write.contains("configmaps"));
+    assert_eq!(maps.count(), 1, "{writes:?}");
+
+    // After a restart of the operator nothing is written.
+    fake.sync();
+    servers
+        .reconcile(&key, &mut Default::default())
+        .await
+        .unwrap();
+    assert_eq!(fake.writes(), [""; 0]);
+}
+
+/// Sidecars of an earlier release run on while the operator is upgraded.
+#[tokio::test]
+async fn a_bundle_is_written_in_a_version_that_running_sidecars_read() {
+    let fake = Fake::new();
+    fake.put("mcpservers", server("orders"));
+    let key = Fake::key("orders");
+    let running = json!({"initContainerStatuses": [{
+        "name": "toolward-sidecar", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+        "state": {"running": {}},
+    }]});
+    let see = |servers: &operator::server::Servers, reads: u32| {
+        let mut report = policy::report::Report::default();
+        report.bundle.reads = reads;
+        let sight = operator::board::Sight {
+            report: Some(report),
+            error: None,
+        };
+        servers
+            .board
+            .see(&key, [("uid-orders-a".to_owned(), sight)].into());
+    };
+    let servers = fake.servers();
+    let mut memory = Default::default();
+    servers.reconcile(&key, &mut memory).await.unwrap();
+    assert_eq!(bundle(&fake)["version"], 2, "no sidecar runs yet");
+    fake.put("pods", pod("orders-a", "10.1.0.1", running));
+    for (reads, version) in [(1, 1), (2, 2), (3, 2)] {
+        fake.sync();
+        see(&servers, reads);
+        servers.reconcile(&key, &mut memory).await.unwrap();
+        assert_eq!(bundle(&fake)["version"], version, "sidecars read {reads}");
+    }
+}
+
 #[tokio::test]
 async fn while_the_watch_lags_nothing_is_written_twice() {
     let fake = Fake::new();

@@ -1,13 +1,22 @@
 //! The wire form of what the sidecar needs to know: one JSON document, written
 //! by the operator, read by the sidecar.
+//!
+//! Operators and sidecars of different releases meet: the sidecar reads every
+//! version from [`OLDEST`] to [`VERSION`], and the operator writes the newest
+//! one that all running sidecars of a server read.
+
+mod v1;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::Glob;
+use crate::{Glob, UriGlob};
 
-/// The version of the wire form that this code writes.
-pub const VERSION: u32 = 1;
+/// The newest version of the wire form: the one that this code writes where it
+/// may choose.
+pub const VERSION: u32 = 2;
+/// The oldest version that this code reads, and can still write.
+pub const OLDEST: u32 = 1;
 /// The largest bundle: a ConfigMap holds 1 MiB, names and metadata included.
 pub const MAX_BYTES: usize = 900 * 1024;
 /// The key in the ConfigMap, and so the file's name in the mounted folder.
@@ -17,7 +26,7 @@ pub const FILE: &str = "bundle.json";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Bundle {
-    /// Version of the wire form: [`VERSION`].
+    /// Version of the wire form.
     pub version: u32,
     /// The `McpServer`.
     pub server: ServerRef,
@@ -31,6 +40,10 @@ pub struct Bundle {
     /// (`run` on a laptop).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator: Option<String>,
+    /// The audience of the tokens with which sidecars of this server prove who
+    /// they are to each other; without it they do not speak to each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_audience: Option<String>,
     /// Whether a token is needed, and who may issue it.
     pub authentication: Authentication,
     /// Set where the configuration is not valid: everything is denied.
@@ -99,7 +112,14 @@ pub struct Rule {
     /// Callers; any item.
     pub from: Vec<Subject>,
     /// Tools; any pattern.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<Glob>,
+    /// Prompts; any pattern.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<Glob>,
+    /// Resources, by their URI; any pattern.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resources: Vec<UriGlob>,
 }
 
 /// Callers.
@@ -153,7 +173,7 @@ pub enum BundleError {
     #[error("the bundle has {0} bytes; at most {MAX_BYTES} are read")]
     TooLarge(usize),
     /// It is of a version that this code does not read.
-    #[error("the bundle is of version {0}; this sidecar reads version {VERSION}")]
+    #[error("the bundle is of version {0}; this release reads versions {OLDEST} to {VERSION}")]
     Version(u64),
     /// It is not what it should be.
     #[error("the bundle cannot be read: {0}")]
@@ -175,18 +195,36 @@ impl Bundle {
             return Err(BundleError::TooLarge(bytes.len()));
         }
         let Versioned { version } = serde_json::from_slice(bytes)?;
-        if version != u64::from(VERSION) {
-            return Err(BundleError::Version(version));
+        match version {
+            1 => Ok(serde_json::from_slice::<v1::Bundle>(bytes)?.into()),
+            2 => Ok(serde_json::from_slice(bytes)?),
+            _ => Err(BundleError::Version(version)),
         }
-        Ok(serde_json::from_slice(bytes)?)
     }
 
-    /// Writes the bundle; equal bundles give equal bytes.
+    /// Writes the bundle in its own version; equal bundles give equal bytes.
     ///
     /// # Errors
-    /// Where the bundle cannot be written as JSON.
+    /// See [`Bundle::to_json_version`].
     pub fn to_json(&self) -> Result<String, BundleError> {
-        Ok(serde_json::to_string(self)?)
+        self.to_json_version(self.version)
+    }
+
+    /// Writes the bundle for sidecars that read this version. What an older
+    /// version has no words for is left out where its sidecars deny that anyway.
+    ///
+    /// # Errors
+    /// The version is unknown, or the bundle cannot be written as JSON.
+    pub fn to_json_version(&self, version: u32) -> Result<String, BundleError> {
+        match version {
+            1 => Ok(serde_json::to_string(&v1::Bundle::from(self.clone()))?),
+            2 if self.version == version => Ok(serde_json::to_string(self)?),
+            2 => Ok(serde_json::to_string(&Self {
+                version,
+                ..self.clone()
+            })?),
+            _ => Err(BundleError::Version(version.into())),
+        }
     }
 }
 

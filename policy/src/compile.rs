@@ -5,8 +5,9 @@ use std::fmt;
 use crds::{AuthenticationMode, McpServer, McpToolPolicy, Reason};
 
 use crate::{
-    Glob,
+    Glob, UriGlob,
     bundle::{self, Authentication, Bundle, Effect, Issuer, Limit, Rule, ServerRef, Subject},
+    peers, uri,
 };
 
 /// The most rules of all policies of one server together.
@@ -23,6 +24,8 @@ pub struct Context {
     pub issuers: Vec<Issuer>,
     /// `sub` of the operator's own tokens.
     pub operator: Option<String>,
+    /// uid of the `McpServer`, where it is one of a cluster.
+    pub uid: Option<String>,
     /// Whether a server may ask for `Anonymous`.
     pub allow_anonymous: bool,
 }
@@ -151,6 +154,7 @@ fn base(server: ServerRef, url: String, audience: String, context: &Context) -> 
         audience,
         hosts,
         operator,
+        peer_audience: context.uid.as_deref().map(peers::audience),
         authentication,
         deny_all: None,
         rules: Vec::new(),
@@ -217,28 +221,15 @@ fn add(
     let mut rules: Vec<_> = object.spec.rules.iter().flatten().enumerate().collect();
     rules.sort_by(|(_, a), (_, b)| a.name.cmp(&b.name));
     for (index, rule) in rules {
-        let mut from = Vec::new();
-        for (item, subject) in rule.from.iter().enumerate() {
-            match subject_of(subject, bundle) {
-                Ok(subject) => from.push(subject),
-                Err(message) => diagnostics.push(Diagnostic {
-                    policy: Some(policy.to_owned()),
-                    path: format!("spec.rules[{index}].from[{item}]"),
-                    message,
-                    reason: Reason::PolicyInvalid,
-                }),
-            }
-        }
-        bundle.rules.push(Rule {
-            policy: policy.to_owned(),
-            name: rule.name.to_string(),
-            effect: match rule.effect {
-                crds::Effect::Allow => Effect::Allow,
-                crds::Effect::Deny => Effect::Deny,
-            },
-            from,
-            tools: globs(&rule.tools),
+        let compiled = rule_of(policy, rule, bundle, |path, message| {
+            diagnostics.push(Diagnostic {
+                policy: Some(policy.to_owned()),
+                path: format!("spec.rules[{index}]{path}"),
+                message,
+                reason: Reason::PolicyInvalid,
+            });
         });
+        bundle.rules.push(compiled);
     }
     let mut limits: Vec<_> = object.spec.limits.iter().flatten().collect();
     limits.sort_by(|a, b| a.name.cmp(&b.name));
@@ -248,7 +239,7 @@ fn add(
         Limit {
             policy: policy.to_owned(),
             name: limit.name.to_string(),
-            tools: globs(&limit.tools),
+            tools: strings(&limit.tools).map(Glob).collect(),
             requests: limit.requests,
             per_seconds: limit.per.get().as_secs(),
             burst: limit.burst.unwrap_or(limit.requests),
@@ -257,24 +248,67 @@ fn add(
     }));
 }
 
-fn globs(patterns: &[crds::ToolPattern]) -> Vec<Glob> {
-    patterns
-        .iter()
-        .map(|pattern| Glob(pattern.to_string()))
-        .collect()
+/// A rule; what is wrong with it goes to `wrong`, with its path in the rule.
+fn rule_of(
+    policy: &str,
+    rule: &crds::ToolRule,
+    bundle: &Bundle,
+    mut wrong: impl FnMut(String, String),
+) -> Rule {
+    let crds::ToolRule {
+        name,
+        effect,
+        from,
+        tools,
+        prompts,
+        resources,
+    } = rule;
+    if tools.is_none() && prompts.is_none() && resources.is_none() {
+        let message = "matches nothing: write at least one of tools, prompts and resources";
+        wrong(String::new(), message.to_owned());
+    }
+    let mut subjects = Vec::new();
+    for (item, subject) in from.iter().enumerate() {
+        match subject_of(subject, bundle) {
+            Ok(subject) => subjects.push(subject),
+            Err(message) => wrong(format!(".from[{item}]"), message),
+        }
+    }
+    for (item, pattern) in resources.iter().flatten().enumerate() {
+        if let Err(why) = uri::check_pattern(pattern) {
+            let message = format!("{:?}: {why}", &**pattern);
+            wrong(format!(".resources[{item}]"), message);
+        }
+    }
+    Rule {
+        policy: policy.to_owned(),
+        name: name.to_string(),
+        effect: match effect {
+            crds::Effect::Allow => Effect::Allow,
+            crds::Effect::Deny => Effect::Deny,
+        },
+        from: subjects,
+        tools: strings(tools.iter().flatten()).map(Glob).collect(),
+        prompts: strings(prompts.iter().flatten()).map(Glob).collect(),
+        resources: strings(resources.iter().flatten()).map(UriGlob).collect(),
+    }
+}
+
+fn strings<T: ToString>(list: impl IntoIterator<Item = T>) -> impl Iterator<Item = String> {
+    list.into_iter().map(|item| item.to_string())
 }
 
 fn subject_of(subject: &crds::Subject, bundle: &Bundle) -> Result<Subject, String> {
-    fn strings<T: ToString>(list: Option<&Vec<T>>) -> Vec<String> {
-        list.into_iter()
-            .flatten()
-            .map(ToString::to_string)
-            .collect()
-    }
-    let service_accounts = strings(subject.service_accounts.as_ref());
-    let users = strings(subject.users.as_ref());
-    let groups = strings(subject.groups.as_ref());
-    if subject.everyone == Some(true) {
+    let crds::Subject {
+        service_accounts,
+        users,
+        groups,
+        everyone,
+    } = subject;
+    let service_accounts: Vec<_> = strings(service_accounts.iter().flatten()).collect();
+    let users: Vec<_> = strings(users.iter().flatten()).collect();
+    let groups: Vec<_> = strings(groups.iter().flatten()).collect();
+    if *everyone == Some(true) {
         return Ok(Subject::Everyone);
     }
     if service_accounts.is_empty() && users.is_empty() && groups.is_empty() {

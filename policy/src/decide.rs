@@ -1,8 +1,9 @@
 //! The decision on one request.
 
 use crate::{
-    Bundle, Reason,
+    Bundle, Reason, Template,
     bundle::{Effect, Limit, Rule, Subject},
+    uri,
 };
 
 /// Who calls. All of it comes from one verified token; nothing of an anonymous
@@ -32,10 +33,35 @@ pub enum Operation<'a> {
     Open,
     /// Call or see a tool.
     Tool(&'a str),
-    /// Get or see a prompt. No rule can allow it yet.
+    /// Get or see a prompt.
     Prompt(&'a str),
-    /// Read or see a resource. No rule can allow it yet.
+    /// Read, subscribe to or see a resource, by its URI.
     Resource(&'a str),
+    /// See a template of URIs (RFC 6570), or complete its variables.
+    Template(&'a str),
+}
+
+/// What rules are asked for, read once.
+enum Wanted<'a> {
+    Tool(&'a str),
+    Prompt(&'a str),
+    Resource(&'a str),
+    Template(Template),
+}
+
+impl Wanted<'_> {
+    fn is_named(&self, rule: &Rule) -> bool {
+        match self {
+            Self::Tool(name) => rule.tools.iter().any(|glob| glob.matches(name)),
+            Self::Prompt(name) => rule.prompts.iter().any(|glob| glob.matches(name)),
+            Self::Resource(uri) => rule.resources.iter().any(|glob| glob.matches(uri)),
+            // Shown where one of its URIs may be read, hidden where none may.
+            Self::Template(template) => match rule.effect {
+                Effect::Allow => rule.resources.iter().any(|glob| glob.meets(template)),
+                Effect::Deny => rule.resources.iter().any(|glob| glob.covers(template)),
+            },
+        }
+    }
 }
 
 /// The answer.
@@ -68,18 +94,24 @@ pub fn decide<'b>(
     if caller.expires_at.is_some_and(|expires| now >= expires) {
         return deny(Reason::TokenExpired, None);
     }
-    let tool = match operation {
+    let wanted = match operation {
         Operation::Open => return allow(Reason::AlwaysAllowed, None, Vec::new()),
         _ if bundle.deny_all.is_some() => return deny(Reason::ConfigurationInvalid, None),
-        Operation::Prompt(_) | Operation::Resource(_) => return deny(Reason::NoRuleMatched, None),
-        Operation::Tool(tool) => tool,
+        Operation::Tool(name) => Wanted::Tool(name),
+        Operation::Prompt(name) => Wanted::Prompt(name),
+        Operation::Resource(uri) => match uri::check(uri) {
+            Ok(()) => Wanted::Resource(uri),
+            Err(_) => return deny(Reason::UriNotNormal, None),
+        },
+        Operation::Template(text) => match Template::parse(text) {
+            Ok(template) => Wanted::Template(template),
+            Err(_) => return deny(Reason::UriNotNormal, None),
+        },
     };
     let mut allowed = None;
-    for rule in bundle
-        .rules
-        .iter()
-        .filter(|rule| matches(rule, caller, tool))
-    {
+    for rule in bundle.rules.iter().filter(|rule| {
+        rule.from.iter().any(|subject| is_from(subject, caller)) && wanted.is_named(rule)
+    }) {
         match rule.effect {
             Effect::Deny => return deny(Reason::DeniedByRule, Some(rule)),
             Effect::Allow => allowed = allowed.or(Some(rule)),
@@ -87,15 +119,17 @@ pub fn decide<'b>(
     }
     match allowed {
         None => deny(Reason::NoRuleMatched, None),
-        Some(rule) => {
-            let applies = |limit: &&Limit| limit.tools.iter().any(|glob| glob.matches(tool));
-            allow(
-                Reason::AllowedByRule,
-                Some(rule),
-                bundle.limits.iter().filter(applies).collect(),
-            )
-        }
+        Some(rule) => allow(Reason::AllowedByRule, Some(rule), limits(bundle, &wanted)),
     }
+}
+
+/// Limits are on calls of tools.
+fn limits<'b>(bundle: &'b Bundle, wanted: &Wanted<'_>) -> Vec<&'b Limit> {
+    let Wanted::Tool(tool) = wanted else {
+        return Vec::new();
+    };
+    let applies = |limit: &&Limit| limit.tools.iter().any(|glob| glob.matches(tool));
+    bundle.limits.iter().filter(applies).collect()
 }
 
 /// Whether a list shows an item to the caller: exactly what the caller may use.
@@ -119,11 +153,6 @@ fn deny(reason: Reason, rule: Option<&Rule>) -> Decision<'_> {
         rule,
         limits: Vec::new(),
     }
-}
-
-fn matches(rule: &Rule, caller: &Caller, tool: &str) -> bool {
-    rule.tools.iter().any(|glob| glob.matches(tool))
-        && rule.from.iter().any(|subject| is_from(subject, caller))
 }
 
 fn is_from(subject: &Subject, caller: &Caller) -> bool {

@@ -11,11 +11,15 @@ mod compile;
 mod decide;
 mod glob;
 pub mod limit;
+pub mod peers;
 mod reason;
 pub mod report;
+pub mod uri;
+mod uri_glob;
 
 pub use bundle::Bundle;
 pub use compile::{Compiled, Context, Diagnostic, PolicySource, compile, deny_all};
 pub use decide::{Caller, Decision, Operation, decide, visible};
 pub use glob::Glob;
 pub use reason::Reason;
+pub use uri_glob::{Template, UriGlob};

@@ -14,6 +14,9 @@ pub enum Reason {
     NoRuleMatched,
     /// A rule denies it.
     DeniedByRule,
+    /// The URI is not in the normal form that rules are written in, so that it
+    /// could be another spelling of one that is denied.
+    UriNotNormal,
     /// The policies or the server could not be compiled; every tool, prompt and
     /// resource is denied.
     ConfigurationInvalid,
@@ -55,6 +58,7 @@ impl Reason {
             Self::AlwaysAllowed => "AlwaysAllowed",
             Self::NoRuleMatched => "NoRuleMatched",
             Self::DeniedByRule => "DeniedByRule",
+            Self::UriNotNormal => "UriNotNormal",
             Self::ConfigurationInvalid => "ConfigurationInvalid",
             Self::NoBundle => "NoBundle",
             Self::TokenMissing => "TokenMissing",

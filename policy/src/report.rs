@@ -2,12 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::{OLDEST, VERSION};
+
 /// State of one sidecar.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     /// The configuration in force.
     pub bundle: BundleReport,
+    /// Hash (see [`crate::bundle::hash`]) of the list of replicas in force; none
+    /// where the sidecar uses none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<String>,
     /// The wrapped server.
     pub upstream: UpstreamReport,
     /// The tools that it offers; none until it answered.
@@ -16,15 +22,33 @@ pub struct Report {
 }
 
 /// The configuration in force.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BundleReport {
+    /// The newest version of the wire form that the sidecar reads; it reads all
+    /// from [`OLDEST`] on. Sidecars of the first release do not tell: they read 1.
+    #[serde(default = "oldest")]
+    pub reads: u32,
     /// Hash of the bundle in force; none before the first.
     #[serde(default)]
     pub hash: Option<String>,
     /// Why a later bundle could not be read: its hash and the error.
     #[serde(default)]
     pub rejected: Option<RejectedBundle>,
+}
+
+fn oldest() -> u32 {
+    OLDEST
+}
+
+impl Default for BundleReport {
+    fn default() -> Self {
+        Self {
+            reads: VERSION,
+            hash: None,
+            rejected: None,
+        }
+    }
 }
 
 /// A bundle that could not be read.

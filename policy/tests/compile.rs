@@ -37,6 +37,7 @@ fn context() -> Context {
             jwks: json!({"keys": []}),
         }],
         operator: Some("system:serviceaccount:toolward-system:toolward-operator".into()),
+        uid: Some("0c5f4e6a-1111-2222-3333-444455556666".into()),
         allow_anonymous: false,
     }
 }
@@ -59,6 +60,7 @@ fn assert_denied(
         deny_all,
         rules,
         limits,
+        peer_audience: _,
         authentication,
         ..
     } = &compiled.bundle;
@@ -192,8 +194,57 @@ fn too_many_rules_deny() {
     assert_denied(&compiled, None, "spec", Reason::PolicyInvalid, "1200 rules");
 }
 
-/// The wire form of version 1. Later sidecars and operators must still agree
-/// on this file, so a change here needs a new version.
+fn rules(rules: Value) -> McpToolPolicy {
+    let mut policy = policy(json!({"users": ["eve"]}));
+    policy.spec.rules = Some(serde_json::from_value(rules).unwrap());
+    policy
+}
+
+#[test]
+fn a_rule_that_could_match_nothing_is_refused() {
+    let rule = |what: Value| {
+        let mut rule = json!({"name": "r", "effect": "Deny", "from": [{"everyone": true}]});
+        for (name, value) in what.as_object().unwrap() {
+            rule[name] = value.clone();
+        }
+        rules(
+            json!([{"name": "a", "effect": "Allow", "from": [{"everyone": true}], "tools": ["*"]}, rule]),
+        )
+    };
+    for (what, path, says) in [
+        (
+            json!({}),
+            "spec.rules[1]",
+            "at least one of tools, prompts and resources",
+        ),
+        (
+            json!({"resources": ["**", "file:///a/../b"]}),
+            "spec.rules[1].resources[1]",
+            "write the path without it",
+        ),
+        (
+            json!({"resources": ["FILE:///a"]}),
+            "spec.rules[1].resources[0]",
+            "\"FILE:///a\": its scheme must be written out in lower case",
+        ),
+        (
+            json!({"resources": ["https://h:443/**"]}),
+            "spec.rules[1].resources[0]",
+            "leave it out",
+        ),
+    ] {
+        let policy = rule(what);
+        let compiled = compile(
+            &server(json!({})),
+            &[PolicySource::Valid(&policy)],
+            &context(),
+        );
+        assert_denied(&compiled, Some("p"), path, Reason::PolicyInvalid, says);
+    }
+}
+
+/// The wire form of version 1. Sidecars of that release must still be able to
+/// read what is written for them, so a change here needs a new version.
 #[test]
 fn the_wire_form_of_version_1_is_as_it_was() {
     let policy = policy(json!({"users": ["eve"], "groups": ["guests"]}));
@@ -203,9 +254,80 @@ fn the_wire_form_of_version_1_is_as_it_was() {
         &context(),
     );
     let fixture = include_str!("../testdata/bundle-v1.json").trim_end();
+    assert_eq!(compiled.bundle.to_json_version(1).unwrap(), fixture);
+    let read = Bundle::from_json(fixture.as_bytes()).unwrap();
+    assert_eq!(read.to_json().unwrap(), fixture);
+    let expected = Bundle {
+        version: 1,
+        peer_audience: None,
+        ..compiled.bundle
+    };
+    assert_eq!(read, expected);
+}
+
+/// The wire form of version 2. Later sidecars and operators must still agree
+/// on this file, so a change here needs a new version.
+#[test]
+fn the_wire_form_of_version_2_is_as_it_was() {
+    let policy = rules(json!([
+        {"name": "all", "effect": "Allow", "from": [{"everyone": true}],
+         "tools": ["*"], "prompts": ["*", "code review"], "resources": ["file:///reports/**", "demo:**"]},
+        {"name": "some", "effect": "Deny", "from": [{"users": ["eve"], "groups": ["guests"]}],
+         "resources": ["file:///reports/*.key"]},
+    ]));
+    let compiled = compile(
+        &server(json!({})),
+        &[PolicySource::Valid(&policy)],
+        &context(),
+    );
+    assert_eq!(compiled.diagnostics, []);
+    let fixture = include_str!("../testdata/bundle-v2.json").trim_end();
     assert_eq!(compiled.bundle.to_json().unwrap(), fixture);
     assert_eq!(
         Bundle::from_json(fixture.as_bytes()).unwrap(),
         compiled.bundle
+    );
+}
+
+#[test]
+fn version_1_leaves_out_what_its_sidecars_deny_anyway() {
+    let policy = rules(json!([
+        {"name": "a", "effect": "Allow", "from": [{"everyone": true}], "tools": ["*"], "prompts": ["*"]},
+        {"name": "b", "effect": "Allow", "from": [{"everyone": true}], "resources": ["**"]},
+        {"name": "c", "effect": "Deny", "from": [{"everyone": true}], "prompts": ["*"]},
+    ]));
+    let compiled = compile(
+        &server(json!({})),
+        &[PolicySource::Valid(&policy)],
+        &context(),
+    );
+    let old = Bundle::from_json(compiled.bundle.to_json_version(1).unwrap().as_bytes()).unwrap();
+    assert_eq!(old.rules.len(), 1);
+    assert_eq!(old.rules[0].tools, compiled.bundle.rules[0].tools);
+    assert!(old.rules[0].prompts.is_empty());
+}
+
+#[test]
+fn no_version_takes_fields_that_it_does_not_know() {
+    let v1 = include_str!("../testdata/bundle-v1.json");
+    let v2 = include_str!("../testdata/bundle-v2.json");
+    for (fixture, old, new) in [
+        (v1, "\"tools\":[\"*\"]", "\"tools\":[\"*\"],\"prompts\":[]"),
+        (v1, "\"url\"", "\"peerAudience\":\"a\",\"url\""),
+        (v1, "\"version\":1", "\"version\":0"),
+        (v2, "\"url\"", "\"uri\":\"a\",\"url\""),
+        (v2, "\"prompts\":[", "\"when\":\"true\",\"prompts\":["),
+        (v2, "\"version\":2", "\"version\":3"),
+    ] {
+        let changed = fixture.replacen(old, new, 1);
+        assert_ne!(changed, fixture, "{old}");
+        assert!(Bundle::from_json(fixture.as_bytes()).is_ok());
+        assert!(Bundle::from_json(changed.as_bytes()).is_err(), "{new}");
+    }
+    assert!(
+        Bundle::from_json(v2.as_bytes())
+            .unwrap()
+            .to_json_version(3)
+            .is_err()
     );
 }

@@ -122,6 +122,7 @@ fn status(shared: &Shared, headers: &HeaderMap) -> Response<Body> {
     let seen = shared.seen.borrow();
     let report = Report {
         bundle: shared.config.report(),
+        peers: shared.peers.hash(),
         upstream: seen.upstream.clone(),
         tools: seen.tools.clone(),
     };

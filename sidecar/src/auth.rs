@@ -18,13 +18,15 @@ use policy::{
     Caller, Reason,
     bundle::{Authentication, Issuer},
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
 /// A longer token is refused unread.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
 /// Verified tokens that are remembered.
 const REMEMBERED: u64 = 10_000;
+/// Verified tokens of pods that are remembered.
+const REMEMBERED_PODS: u64 = 1_000;
 /// How far a token's `nbf` and `iat` may be ahead of our clock, in seconds.
 const LEEWAY: u64 = 60;
 
@@ -34,7 +36,18 @@ pub struct Authenticator {
     audience: String,
     issuers: Vec<Keys>,
     verified: moka::sync::Cache<[u8; 32], Arc<Caller>>,
+    pods: moka::sync::Cache<[u8; 32], Arc<Pod>>,
     anonymous: Arc<Caller>,
+}
+
+/// A pod of this cluster, as its token names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its namespace, which is its service account's.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    expires_at: u64,
 }
 
 struct Keys {
@@ -60,6 +73,26 @@ struct Claims {
     client_id: Option<String>,
     #[serde(default)]
     groups: Vec<String>,
+}
+
+/// Claims of a token that is bound to a pod.
+#[derive(Deserialize)]
+struct PodClaims {
+    #[serde(flatten)]
+    claims: Claims,
+    #[serde(rename = "kubernetes.io")]
+    kubernetes: Kubernetes,
+}
+
+#[derive(Deserialize)]
+struct Kubernetes {
+    namespace: String,
+    pod: PodName,
+}
+
+#[derive(Deserialize)]
+struct PodName {
+    name: String,
 }
 
 #[derive(Deserialize)]
@@ -91,6 +124,7 @@ impl Authenticator {
             audience: audience.to_owned(),
             issuers: authentication.issuers.iter().map(keys_of).collect(),
             verified: moka::sync::Cache::new(REMEMBERED),
+            pods: moka::sync::Cache::new(REMEMBERED_PODS),
             anonymous: Arc::default(),
         }
     }
@@ -156,7 +190,55 @@ impl Authenticator {
         })
     }
 
+    /// The pod that a token for `audience` is bound to; for the peer port.
+    ///
+    /// # Errors
+    /// Why the token proves nothing. One that is bound to no pod is invalid.
+    pub fn pod(&self, token: &str, audience: &str, now: u64) -> Result<Arc<Pod>, Reason> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(Reason::TokenInvalid);
+        }
+        let mut digest = Sha256::new_with_prefix(audience);
+        digest.update([0]);
+        digest.update(token);
+        let digest: [u8; 32] = digest.finalize().into();
+        let pod = match self.pods.get(&digest) {
+            Some(pod) => pod,
+            None => {
+                let pod = Arc::new(self.verify_pod(token, audience, now)?);
+                self.pods.insert(digest, Arc::clone(&pod));
+                pod
+            }
+        };
+        if now < pod.expires_at {
+            Ok(pod)
+        } else {
+            Err(Reason::TokenExpired)
+        }
+    }
+
+    fn verify_pod(&self, token: &str, audience: &str, now: u64) -> Result<Pod, Reason> {
+        let (PodClaims { claims, kubernetes }, issuer) = self.claims(token)?;
+        let caller = caller_of(claims, issuer, audience, now)?;
+        let account = caller.service_account.ok_or(Reason::TokenInvalid)?;
+        let Kubernetes { namespace, pod } = kubernetes;
+        if account.split_once('/').map(|(namespace, _)| namespace) != Some(&namespace) {
+            return Err(Reason::TokenInvalid);
+        }
+        Ok(Pod {
+            namespace,
+            name: pod.name,
+            expires_at: caller.expires_at.ok_or(Reason::TokenInvalid)?,
+        })
+    }
+
     fn verify(&self, token: &str, audience: &str, now: u64) -> Result<Caller, Reason> {
+        let (claims, issuer) = self.claims(token)?;
+        caller_of(claims, issuer, audience, now)
+    }
+
+    /// What a token claims, its signature checked and nothing else.
+    fn claims<C: DeserializeOwned>(&self, token: &str) -> Result<(C, &Issuer), Reason> {
         let header = decode_header(token).map_err(|_| Reason::TokenInvalid)?;
         if !header
             .typ
@@ -181,10 +263,10 @@ impl Authenticator {
         let key = candidates
             .find(|key| key.algorithms.contains(&header.alg))
             .ok_or(Reason::TokenInvalid)?;
-        let claims = decode::<Claims>(token, &key.key, &signature_only(header.alg))
+        let claims = decode::<C>(token, &key.key, &signature_only(header.alg))
             .map_err(|_| Reason::TokenInvalid)?
             .claims;
-        caller_of(claims, &issuer.issuer, audience, now)
+        Ok((claims, &issuer.issuer))
     }
 }
 

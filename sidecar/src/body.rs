@@ -3,14 +3,18 @@
 use std::{
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Sleep};
 
-use crate::{filter, sse};
+use crate::{
+    fit::{Fit, Fitted},
+    sse,
+};
 
 /// What can go wrong while an answer streams.
 #[derive(Debug, thiserror::Error)]
@@ -43,18 +47,21 @@ pub fn empty() -> Body {
 pub type StillAllowed = Box<dyn Fn() -> bool + Send>;
 /// Resolves when a stream has to end: in good order (true) or by a reset.
 pub type Ends = Pin<Box<dyn Future<Output = bool> + Send>>;
-/// Whether the caller sees an item of a list.
-pub type Visible = Box<dyn Fn(policy::Operation<'_>) -> bool + Send>;
+/// A stream on which nothing comes for this time gets a comment, so that nobody
+/// between takes it for dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 type Changed = Pin<Box<dyn Future<Output = Option<watch::Receiver<()>>> + Send>>;
 
-/// A stream that is decided anew whenever the configuration changes. When it is
+/// A stream of whole events that is decided anew whenever the configuration changes. When it is
 /// no longer allowed it is reset, not ended as if it were whole.
 pub struct Guarded {
     inner: Body,
     changed: Option<Changed>,
     still_allowed: StillAllowed,
     ends: Ends,
+    /// When a comment is due.
+    quiet: Pin<Box<Sleep>>,
 }
 
 /// The reason of a reset.
@@ -80,6 +87,7 @@ impl Guarded {
             changed: Some(next_change(changes)),
             still_allowed,
             ends,
+            quiet: Box::pin(tokio::time::sleep(KEEP_ALIVE)),
         }
     }
 }
@@ -107,24 +115,35 @@ impl http_body::Body for Guarded {
             }
             self.changed = changes.map(next_change);
         }
-        Pin::new(&mut self.inner).poll_frame(cx)
+        let frame = Pin::new(&mut self.inner).poll_frame(cx);
+        let is_quiet = frame.is_pending() && self.quiet.as_mut().poll(cx).is_ready();
+        if frame.is_ready() || is_quiet {
+            let next = tokio::time::Instant::now() + KEEP_ALIVE;
+            self.quiet.as_mut().reset(next);
+        }
+        match is_quiet {
+            true => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(
+                b": keep-alive\n\n",
+            ))))),
+            false => frame,
+        }
     }
 }
 
-/// A stream of events whose lists are filtered.
+/// A stream of events that fit the caller.
 pub struct FilteredEvents {
     inner: Body,
     events: sse::Splitter,
-    visible: Visible,
+    fit: Fit,
 }
 
 impl FilteredEvents {
-    /// Filters a stream.
-    pub fn new(inner: Body, visible: Visible) -> Self {
+    /// Fits a stream.
+    pub fn new(inner: Body, fit: Fit) -> Self {
         Self {
             inner,
             events: sse::Splitter::default(),
-            visible,
+            fit,
         }
     }
 
@@ -132,8 +151,11 @@ impl FilteredEvents {
         let Some(data) = sse::data(&event).filter(|data| !data.is_empty()) else {
             return Ok(event);
         };
-        let filtered = filter::message(&data, &*self.visible).map_err(Error::new)?;
-        Ok(filtered.map_or(event.clone(), |data| sse::with_data(&event, &data)))
+        Ok(match self.fit.data(&data).map_err(Error::new)? {
+            Fitted::Same => event,
+            Fitted::Changed(data) => sse::with_data(&event, &data),
+            Fitted::Dropped => sse::with_data(&event, b""), // Its id still counts.
+        })
     }
 }
 

@@ -134,6 +134,7 @@ impl Store {
     /// For `/status`.
     pub fn report(&self) -> BundleReport {
         BundleReport {
+            reads: policy::bundle::VERSION,
             hash: self.active().map(|active| active.hash.clone()),
             rejected: self
                 .rejected
@@ -167,7 +168,7 @@ mod tests {
         store.load(good.as_bytes()).unwrap();
         let hash = store.report().hash;
         for bad in [
-            good.replace("\"version\":1", "\"version\":2"),
+            good.replace("\"version\":2", "\"version\":3"),
             good.replace("\"rules\"", "\"rulez\""),
             good[..50].to_owned(),
         ] {

@@ -1,10 +1,9 @@
 //! JSON-RPC envelopes, read without building a tree: members borrow from the
 //! body, and the body itself is what is forwarded.
 //!
-//! Invariant: what passes has one meaning. Duplicate members, members that
-//! differ from a known one only by case, members that are unknown in the
-//! envelope, null ids and fractional ids are refused, because two parsers could
-//! read them differently.
+//! Invariant: what passes has one meaning. [`crate::strict`] holds that for JSON
+//! as such; here, members that are unknown in the envelope, null ids and
+//! fractional ids are refused, because two parsers could read them differently.
 
 use std::{borrow::Cow, fmt};
 
@@ -14,9 +13,11 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-/// Longest id, method or name, in bytes.
-const MAX_NAME: usize = 1024;
-/// Deepest nesting of a body.
+/// Longest id, method, name or URI, in bytes.
+pub const MAX_NAME: usize = 4096;
+/// Messages of a batch at most.
+const MAX_BATCH: usize = 100;
+/// Deepest nesting of a message of the server.
 const MAX_DEPTH: usize = 128;
 
 /// Why a body is refused, for the caller.
@@ -29,6 +30,54 @@ pub struct Message<'a> {
     pub kind: Kind<'a>,
     /// The id as written; none for a notification.
     pub id: Option<&'a RawValue>,
+    /// The whole message, as written.
+    pub text: &'a str,
+}
+
+/// The body of a request of a caller.
+#[derive(Debug)]
+pub struct Messages<'a> {
+    /// One, or those of a batch.
+    pub list: Vec<Message<'a>>,
+    /// Whether they stood in an array (revision 2025-03-26).
+    pub is_batch: bool,
+}
+
+impl<'a> Messages<'a> {
+    /// Reads a message or a batch.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(body: &'a [u8]) -> Result<Self, Refusal> {
+        crate::strict::check(body).map_err(|fault| fault.to_string())?;
+        let text = utf8(body)?;
+        let is_batch = text.trim_start().starts_with('[');
+        if !is_batch {
+            let list = vec![Message::read(text)?];
+            return Ok(Self { list, is_batch });
+        }
+        let elements: Vec<&RawValue> = serde_json::from_str(text)
+            .map_err(|error| format!("the body is no batch of JSON-RPC messages: {error}"))?;
+        if elements.is_empty() || elements.len() > MAX_BATCH {
+            return Err(format!(
+                "a batch has 1 to {MAX_BATCH} messages, not {}",
+                elements.len()
+            ));
+        }
+        let read = |(index, element): (usize, &&'a RawValue)| {
+            Message::read(element.get()).map_err(|error| format!("message {index}: {error}"))
+        };
+        let list = elements
+            .iter()
+            .enumerate()
+            .map(read)
+            .collect::<Result<_, _>>()?;
+        Ok(Self { list, is_batch })
+    }
+}
+
+fn utf8(body: &[u8]) -> Result<&str, Refusal> {
+    std::str::from_utf8(body).map_err(|error| format!("the body is not UTF-8: {error}"))
 }
 
 /// What a message is.
@@ -52,6 +101,8 @@ pub enum Kind<'a> {
     Response {
         /// The result; none where it is an error.
         result: Option<&'a RawValue>,
+        /// The error; none where it is a result.
+        error: Option<&'a RawValue>,
     },
 }
 
@@ -95,14 +146,11 @@ impl<'a> Message<'a> {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(body: &'a [u8]) -> Result<Self, Refusal> {
-        let text =
-            std::str::from_utf8(body).map_err(|error| format!("the body is not UTF-8: {error}"))?;
-        if text.trim_start().starts_with('[') {
-            return Err(
-                "batches are not accepted: send each message in a request of its own".into(),
-            );
-        }
         check_depth(body)?;
+        Self::read(utf8(body)?)
+    }
+
+    fn read(text: &'a str) -> Result<Self, Refusal> {
         let raw: Raw = serde_json::from_str(text)
             .map_err(|error| format!("the body is no JSON-RPC message: {error}"))?;
         if raw.jsonrpc != "2.0" {
@@ -131,17 +179,21 @@ impl<'a> Message<'a> {
                 method: short(method)?,
                 params,
             },
-            (None, Some(_), Some(result), None) if params.is_none() => Kind::Response {
-                result: Some(result),
+            (None, Some(_), result @ Some(_), None) if params.is_none() => Kind::Response {
+                result,
+                error: None,
             },
-            (None, Some(_), None, Some(_)) if params.is_none() => Kind::Response { result: None },
+            (None, Some(_), None, error @ Some(_)) if params.is_none() => Kind::Response {
+                result: None,
+                error,
+            },
             _ => {
                 return Err(
                     "the message is neither a request, nor a notification, nor a response".into(),
                 );
             }
         };
-        Ok(Self { kind, id })
+        Ok(Self { kind, id, text })
     }
 }
 
@@ -286,18 +338,25 @@ mod tests {
         let notification = Message::parse(br#"{"jsonrpc":"2.0","method":"a"}"#).unwrap();
         assert!(matches!(notification.kind, Kind::Notification { .. }));
         let response = Message::parse(br#"{"jsonrpc":"2.0","id":"x","result":null}"#).unwrap();
-        assert!(matches!(response.kind, Kind::Response { result: Some(_) }));
+        assert!(matches!(
+            response.kind,
+            Kind::Response {
+                result: Some(_),
+                ..
+            }
+        ));
         let error =
             Message::parse(br#"{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":""}}"#)
                 .unwrap();
-        assert!(matches!(error.kind, Kind::Response { result: None }));
+        assert!(matches!(error.kind, Kind::Response { result: None, .. }));
     }
 
     #[test]
     fn what_could_be_read_in_two_ways_is_refused() {
         for body in [
-            r#"[{"jsonrpc":"2.0","id":1,"method":"a"}]"#,
-            r#" []"#,
+            r#"[]"#,
+            r#" [[{"jsonrpc":"2.0","id":1,"method":"a"}]]"#,
+            r#"[{"jsonrpc":"2.0","id":1,"method":"a"},1]"#,
             r#"{"jsonrpc":"2.0","id":1,"method":"a","method":"b"}"#,
             r#"{"jsonrpc":"2.0","id":1,"method":"a","Method":"b"}"#,
             r#"{"jsonrpc":"2.0","id":1,"method":"a","extra":1}"#,
@@ -318,7 +377,10 @@ mod tests {
             "",
             "null",
         ] {
-            assert!(Message::parse(body.as_bytes()).is_err(), "accepted: {body}");
+            assert!(
+                Messages::parse(body.as_bytes()).is_err(),
+                "accepted: {body}"
+            );
         }
         assert!(Message::parse(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xff\"}").is_err());
         let deep = format!(

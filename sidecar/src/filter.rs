@@ -6,26 +6,36 @@ use serde_json::value::RawValue;
 
 use crate::envelope::{Kind, Members, Message, Refusal};
 
+/// An item of a list.
+#[derive(Clone, Copy, Debug)]
+pub enum Item<'a> {
+    /// What the policy is asked for.
+    Of(Operation<'a>),
+    /// A task, which belongs to the caller that made it.
+    Task(&'a str),
+}
+
 /// The list members of results, and the member that names an item in each.
 const LISTS: &[(&str, &str)] = &[
     ("tools", "name"),
     ("prompts", "name"),
     ("resources", "uri"),
     ("resourceTemplates", "uriTemplate"),
+    ("tasks", "taskId"),
 ];
 
 /// Whether a caller sees an item.
-pub type Visible<'v> = dyn Fn(Operation<'_>) -> bool + Send + 'v;
+pub type Visible<'v> = dyn Fn(Item<'_>) -> bool + 'v;
 
-/// Filters a message of the server. None: it is no list, forward it as it is.
+/// Filters an answer of the server. None: it is no list, forward it as it is.
 ///
 /// # Errors
 /// It cannot be read, so it cannot be filtered and must not be forwarded.
-pub fn message(body: &[u8], visible: &Visible<'_>) -> Result<Option<Vec<u8>>, Refusal> {
-    let message = Message::parse(body)?;
+pub fn message(message: &Message<'_>, visible: &Visible<'_>) -> Result<Option<Vec<u8>>, Refusal> {
     let (
         Kind::Response {
             result: Some(result),
+            ..
         },
         Some(id),
     ) = (&message.kind, message.id)
@@ -40,10 +50,12 @@ pub fn message(body: &[u8], visible: &Visible<'_>) -> Result<Option<Vec<u8>>, Re
     for (list, _) in LISTS {
         is_list |= members.get(list)?.is_some();
     }
-    if !is_list {
+    // Whether a resource may be read depends on the caller as well.
+    let is_read = members.get("contents")?.is_some() && members.get("cacheScope")?.is_some();
+    if !is_list && !is_read {
         return Ok(None);
     }
-    let mut out = Vec::with_capacity(body.len());
+    let mut out = Vec::with_capacity(message.text.len());
     out.extend_from_slice(br#"{"jsonrpc":"2.0","id":"#);
     out.extend_from_slice(id.get().as_bytes());
     out.extend_from_slice(br#","result":{"#);
@@ -80,12 +92,14 @@ fn items(
         let Ok(id) = Members::parse(item).and_then(|members| members.text(name)) else {
             continue;
         };
-        let operation = match list {
-            "tools" => Operation::Tool(&id),
-            "prompts" => Operation::Prompt(&id),
-            _ => Operation::Resource(&id),
+        let shown = match list {
+            "tools" => Item::Of(Operation::Tool(&id)),
+            "prompts" => Item::Of(Operation::Prompt(&id)),
+            "resources" => Item::Of(Operation::Resource(&id)),
+            "resourceTemplates" => Item::Of(Operation::Template(&id)),
+            _ => Item::Task(&id),
         };
-        if visible(operation) {
+        if visible(shown) {
             if !first {
                 out.push(b',');
             }
@@ -103,8 +117,8 @@ mod tests {
     use super::*;
 
     fn filtered(body: &str) -> Option<String> {
-        let visible = |operation: Operation<'_>| operation == Operation::Tool("a");
-        message(body.as_bytes(), &visible)
+        let visible = |item: Item<'_>| matches!(item, Item::Of(Operation::Tool("a")));
+        message(&Message::parse(body.as_bytes()).unwrap(), &visible)
             .unwrap()
             .map(|out| String::from_utf8(out).unwrap())
     }
@@ -126,6 +140,17 @@ mod tests {
     }
 
     #[test]
+    fn what_one_caller_may_read_is_not_cached_for_others() {
+        let out = filtered(
+            r#"{"jsonrpc":"2.0","id":7,"result":{"contents":[{"uri":"a:b","text":"x"}],"cacheScope":"public"}}"#,
+        );
+        assert_eq!(
+            out.unwrap(),
+            r#"{"jsonrpc":"2.0","id":7,"result":{"contents":[{"uri":"a:b","text":"x"}],"cacheScope":"private"}}"#
+        );
+    }
+
+    #[test]
     fn what_is_no_list_stays_as_it_is() {
         for body in [
             r#"{"jsonrpc":"2.0","id":1,"result":{"content":[]}}"#,
@@ -138,14 +163,14 @@ mod tests {
 
     #[test]
     fn a_list_in_disguise_is_refused() {
-        let visible = |_: Operation<'_>| false;
+        let visible = |_: Item<'_>| false;
         for body in [
             r#"{"jsonrpc":"2.0","id":1,"result":{"Tools":[{"name":"b"}]}}"#,
             r#"{"jsonrpc":"2.0","id":1,"result":{"tools":[],"tools":[{"name":"b"}]}}"#,
             r#"{"jsonrpc":"2.0","id":1,"result":{"tools":{"0":{"name":"b"}}}}"#,
-            r#"not json"#,
         ] {
-            assert!(message(body.as_bytes(), &visible).is_err(), "{body}");
+            let parsed = Message::parse(body.as_bytes()).unwrap();
+            assert!(message(&parsed, &visible).is_err(), "{body}");
         }
     }
 }

@@ -1,24 +1,68 @@
-//! The listener of the MCP port, and how it ends.
+//! The listener of the MCP port, and how it ends: HTTP/1.1, and HTTP/2 with
+//! prior knowledge (RFC 9113 §3.3), on one port.
+//!
+//! Invariants: connections, requests, heads, streams, windows and buffers are
+//! bounded; a connection without a request in flight ends after a time, one
+//! with a stream in flight lives as long as that; what the pipeline reads has
+//! one framing only.
+
+mod activity;
+mod intake;
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{HeaderValue, header};
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use policy::Reason;
+use rustix::net::sockopt;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
 };
 
-use crate::{Shared, pipeline};
+pub use intake::{Intake, MAX_BODIES, MAX_BODY};
+
+use crate::{Shared, body::Body, peer, pipeline, refusal::Refusal};
+use activity::{InFlight, Overdue, Socket};
 
 /// Connections at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 10_000;
-/// Time for the head of a request to arrive.
+/// Requests and streams at once, on all connections; more get 503.
+const MAX_REQUESTS: usize = 10_000;
+/// Time for the head of a request to arrive; the first one's counts from the
+/// start of the connection.
 const HEAD: Duration = Duration::from_secs(10);
+/// A connection without a request in flight ends after this time.
+const IDLE: Duration = Duration::from_secs(60);
+/// A peer that takes nothing of what is written for this time is cut off.
+const STUCK: Duration = Duration::from_secs(60);
 /// Largest head of a request, in bytes, and number of headers in it.
 const MAX_HEAD: usize = 64 * 1024;
 const MAX_HEADERS: usize = 100;
+
+/// HTTP/2: requests and streams at once on a connection (RFC 9113 §5.1.2).
+const H2_STREAMS: u32 = 100;
+/// HTTP/2: bytes that a client may send before they are read, for a stream and
+/// for a connection; fixed, so that memory is bounded.
+const H2_STREAM_WINDOW: u32 = 128 * 1024;
+const H2_CONNECTION_WINDOW: u32 = 512 * 1024;
+/// HTTP/2: largest frame, the least that RFC 9113 §4.2 allows.
+const H2_FRAME: u32 = 16 * 1024;
+/// HTTP/2: bytes of an answer that wait for a client that does not read.
+const H2_SEND_BUFFER: usize = 64 * 1024;
+/// HTTP/2: streams that a client reset before they were looked at, and streams
+/// that were reset for its errors; more end the connection (CVE-2023-44487,
+/// CVE-2025-8671).
+const H2_PENDING_RESETS: usize = 20;
+const H2_ERROR_RESETS: usize = 100;
+/// A peer that is gone is found by a ping after this time (HTTP/2), or by the
+/// kernel's probes (HTTP/1.1), when it does not answer in `PING_TIMEOUT`.
+const PING: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How far the end has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +74,15 @@ pub enum Phase {
     Leaving,
     /// No new connections; calls in flight finish.
     Draining,
+}
+
+/// Who comes by a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// Callers, by the MCP port.
+    Callers,
+    /// Other replicas, by the peer port.
+    Peers,
 }
 
 /// Binds a listener. `None`: the port on all addresses, IPv6 where there is any.
@@ -50,8 +103,19 @@ pub async fn bind(address: Option<SocketAddr>, port: u16) -> io::Result<TcpListe
 
 /// Accepts connections until the phase is `Draining`, then waits for those that
 /// are open.
-pub async fn serve(shared: Arc<Shared>, listener: TcpListener, mut phase: watch::Receiver<Phase>) {
+pub async fn serve(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    door: Door,
+    mut phase: watch::Receiver<Phase>,
+) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let front = Arc::new(Front {
+        shared,
+        door,
+        requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
+        builder: builder(),
+    });
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -64,9 +128,9 @@ pub async fn serve(shared: Arc<Shared>, listener: TcpListener, mut phase: watch:
         };
         match accepted {
             Ok((stream, _)) => {
-                let (shared, phase) = (Arc::clone(&shared), phase.clone());
+                let (front, phase) = (Arc::clone(&front), phase.clone());
                 connections.spawn(async move {
-                    connection(shared, stream, phase).await;
+                    front.connection(stream, phase).await;
                     drop(place);
                 });
             }
@@ -85,56 +149,188 @@ async fn draining(phase: &mut watch::Receiver<Phase>) {
     let _ = phase.wait_for(|phase| *phase == Phase::Draining).await; // Its sender gone: the end as well.
 }
 
-async fn connection(shared: Arc<Shared>, stream: TcpStream, mut phase: watch::Receiver<Phase>) {
-    let _ = stream.set_nodelay(true); // Only speed is at stake.
-    let leaving = phase.clone();
-    let service = service_fn(move |request| {
-        let (shared, leaving) = (Arc::clone(&shared), *leaving.borrow() > Phase::Serving);
-        async move {
-            let open = Open::new(&shared);
-            let mut answer = pipeline::handle(&shared, request).await;
-            if leaving {
-                answer
-                    .headers_mut()
-                    .insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, Infallible>(
-                answer.map(|body| crate::body::Body::new(Held { body, _open: open })),
-            )
-        }
-    });
-    let connection = http1::Builder::new()
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
+        // `Activity` tells a head that is slow from a connection that is idle.
+        .header_read_timeout(None)
         .max_buf_size(MAX_HEAD)
-        .max_headers(MAX_HEADERS)
-        .serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = &mut connection => ended,
-        () = draining(&mut phase) => {
+        .max_headers(MAX_HEADERS);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .adaptive_window(false)
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_frame_size(H2_FRAME)
+        .max_concurrent_streams(H2_STREAMS)
+        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+        .max_send_buf_size(H2_SEND_BUFFER)
+        .max_pending_accept_reset_streams(H2_PENDING_RESETS)
+        .max_local_error_reset_streams(H2_ERROR_RESETS)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}
+
+/// What connections share.
+struct Front {
+    shared: Arc<Shared>,
+    door: Door,
+    /// A place for each request in flight.
+    requests: Arc<Semaphore>,
+    builder: auto::Builder<TokioExecutor>,
+}
+
+impl Front {
+    async fn connection(self: &Arc<Self>, stream: TcpStream, mut phase: watch::Receiver<Phase>) {
+        prepare(&stream);
+        let (socket, activity) = Socket::new(stream);
+        let service = service_fn({
+            let (front, activity, phase) = (Arc::clone(self), Arc::clone(&activity), phase.clone());
+            move |request: Request<Incoming>| {
+                let is_http2 = request.version() == Version::HTTP_2;
+                let in_flight = activity.begin(is_http2);
+                let (front, phase) = (Arc::clone(&front), phase.clone());
+                async move {
+                    let mut answer = front.answer(request, in_flight).await;
+                    if !is_http2 && *phase.borrow() > Phase::Serving {
+                        let close = HeaderValue::from_static("close");
+                        answer.headers_mut().insert(header::CONNECTION, close);
+                    }
+                    Ok::<_, Infallible>(answer)
+                }
+            }
+        });
+        let io = TokioIo::new(socket);
+        let connection = self.builder.serve_connection(io, service);
+        tokio::pin!(connection);
+        let mut ending = false;
+        let ended = loop {
+            let idle_limit = if ending { HEAD } else { IDLE };
+            tokio::select! {
+                ended = &mut connection => break ended,
+                () = draining(&mut phase), if !ending => {}
+                why = activity.overdue(idle_limit) => {
+                    if ending || why != Overdue::Idle {
+                        break Err(format!("cut off: {why:?}").into());
+                    }
+                    activity.touch();
+                }
+            }
+            // HTTP/2: GOAWAY; what is in flight ends as it will.
             connection.as_mut().graceful_shutdown();
-            connection.await
+            ending = true;
+        };
+        if let Err(error) = ended {
+            tracing::debug!(error, "a connection ended with an error");
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended with an error");
+    }
+
+    async fn answer(&self, mut request: Request<Incoming>, in_flight: InFlight) -> Response<Body> {
+        let mut open = Open::new(&self.shared, in_flight);
+        let answer = match self.admit(&mut request).await {
+            Ok(place) => {
+                open.place = Some(place);
+                pipeline::handle(&self.shared, request).await
+            }
+            Err(refusal) => refusal.into_response(None),
+        };
+        open.in_flight.answered();
+        answer.map(|body| Body::new(Held { body, _open: open }))
+    }
+
+    async fn admit(
+        &self,
+        request: &mut Request<Incoming>,
+    ) -> Result<OwnedSemaphorePermit, Refusal> {
+        check_head(request)?;
+        let place = Arc::clone(&self.requests).try_acquire_owned();
+        let place = place.map_err(|_| {
+            let message = "too many requests are open: try again later";
+            Refusal::new(Reason::Overloaded, StatusCode::SERVICE_UNAVAILABLE, message)
+        })?;
+        match self.door {
+            Door::Peers => peer::admit(&self.shared, request).await?,
+            // Only a peer may show its token, and only at its door.
+            Door::Callers => drop(request.headers_mut().remove(peer::HEADER)),
+        }
+        Ok(place)
     }
 }
 
+/// Socket options. Where one cannot be set, only speed and the time until a
+/// dead peer is found are at stake.
+fn prepare(stream: &TcpStream) {
+    let timeout = u32::try_from((PING + PING_TIMEOUT).as_millis()).unwrap_or(u32::MAX);
+    let set = || -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        sockopt::set_socket_keepalive(stream, true)?;
+        sockopt::set_tcp_keepidle(stream, PING)?;
+        sockopt::set_tcp_keepintvl(stream, PING_TIMEOUT / 4)?;
+        sockopt::set_tcp_keepcnt(stream, 4)?;
+        Ok(sockopt::set_tcp_user_timeout(stream, timeout)?)
+    };
+    if let Err(error) = set() {
+        tracing::debug!(%error, "a socket option cannot be set");
+    }
+}
+
+/// What HTTP leaves open and we do not. The rest is hyper's, and holds:
+/// different or malformed lengths, HTTP/1.0 with `Transfer-Encoding`, an encoding
+/// that does not end in `chunked`, and whitespace or control characters where
+/// none may be get 400 and the end of the connection; `Transfer-Encoding` beside
+/// `Content-Length` wins, and the connection ends with that request (RFC 9112
+/// §6.3); `Upgrade` is ignored, as RFC 9110 §7.8 allows: Java's client offers h2c
+/// on each first request. What goes to the server is framed anew.
+fn check_head(request: &Request<Incoming>) -> Result<(), Refusal> {
+    let headers = request.headers();
+    if headers.len() > MAX_HEADERS {
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        let message = format!("a request has at most {MAX_HEADERS} headers");
+        return Err(Refusal::new(Reason::TooLarge, status, message));
+    }
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (encodings.next(), encodings.next()) {
+        (None, _) => {}
+        (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"chunked") => {}
+        _ => {
+            let message = "Transfer-Encoding must be chunked, and nothing else";
+            return Err(Refusal::malformed(message));
+        }
+    }
+    let is_continue = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if !headers.get_all(header::EXPECT).iter().all(is_continue) {
+        let status = StatusCode::EXPECTATION_FAILED;
+        let message = "Expect must be 100-continue";
+        return Err(Refusal::new(Reason::Malformed, status, message));
+    }
+    Ok(())
+}
+
 /// Counts a request until its answer has been sent.
-struct Open(Arc<Shared>);
+struct Open {
+    shared: Arc<Shared>,
+    in_flight: InFlight,
+    place: Option<OwnedSemaphorePermit>,
+}
 
 impl Open {
-    fn new(shared: &Arc<Shared>) -> Self {
+    fn new(shared: &Arc<Shared>, in_flight: InFlight) -> Self {
         shared.metrics.open_requests.inc();
-        Self(Arc::clone(shared))
+        Self {
+            shared: Arc::clone(shared),
+            in_flight,
+            place: None,
+        }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.metrics.open_requests.dec();
+        self.shared.metrics.open_requests.dec();
     }
 }
 

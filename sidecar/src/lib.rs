@@ -9,16 +9,22 @@ pub mod admin;
 pub mod audit;
 pub mod auth;
 pub mod body;
+pub mod bridge;
 pub mod config;
 pub mod counters;
 pub mod dev;
 pub mod drain;
 pub mod envelope;
+pub mod era;
 pub mod filter;
+pub mod fit;
 pub mod frame;
 pub mod front;
+pub mod host;
+pub mod link;
 pub mod method;
 pub mod metrics;
+pub mod peer;
 pub mod pipeline;
 pub mod probe;
 pub mod refusal;
@@ -26,11 +32,13 @@ pub mod request;
 pub mod run;
 pub mod serve;
 pub mod server;
+pub mod sessions;
 pub mod shim;
 pub mod source;
 pub mod sse;
-pub mod stdio_session;
+pub mod strict;
 pub mod upstream;
+pub mod wire;
 
 use tokio::sync::watch;
 
@@ -40,6 +48,14 @@ pub struct Shared {
     pub config: config::Store,
     /// The wrapped server.
     pub upstream: std::sync::Arc<upstream::Upstream>,
+    /// Other replicas of the server.
+    pub peers: std::sync::Arc<peer::Peers>,
+    /// Reads the bodies of requests.
+    pub intake: front::Intake,
+    /// Legacy sessions.
+    pub sessions: sessions::Sessions,
+    /// What belongs to callers without a session.
+    pub strays: fit::Strays,
     /// Counts of the limits.
     pub counters: counters::Counters,
     /// The audit log.

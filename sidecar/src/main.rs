@@ -40,6 +40,9 @@ enum Command {
     },
 }
 
+/// Threads that serve requests, at most.
+const MAX_THREADS: usize = 4;
+
 #[derive(clap::Args)]
 struct ShimArgs {
     /// Where the socket is made.
@@ -79,7 +82,11 @@ fn main() -> ExitCode {
 }
 
 fn start(command: Command) -> anyhow::Result<()> {
+    // A sidecar is given part of a node: a thread for each of many cores would
+    // cost memory and gain nothing.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(MAX_THREADS))
         .enable_all()
         .build()?;
     let ended = runtime.block_on(async {

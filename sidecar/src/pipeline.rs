@@ -1,14 +1,15 @@
 //! What happens to a request, top to bottom: path, names, method, token, body,
-//! decision, limits, audit, forward, answer.
+//! revision, session, decision, limits, audit, forward, answer.
 
 use std::{
+    borrow::Cow,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use policy::{Caller, Operation, Reason, bundle::Effect, decide};
 use serde_json::value::RawValue;
@@ -19,21 +20,23 @@ use crate::{
     audit::Record,
     body::{self, Body, FilteredEvents, Guarded},
     config::Active,
-    envelope::{Kind, Message},
-    filter,
+    envelope::{Kind, Message, Messages},
+    era::{self, Era, PROTOCOL_VERSION, Revision},
+    fit::{Fit, Fitted},
     front::Phase,
     method::{self, Action},
+    peer::{Owner, Peer, ViaPeer},
     refusal::Refusal,
     request,
-    upstream::{Forward, UpstreamError},
+    sessions::{At, SESSION_ID, Session},
+    sse,
+    upstream::{Forward, Principal, UpstreamError},
+    wire,
 };
 
-/// Largest body of a request.
-pub const MAX_REQUEST: usize = 4 * 1024 * 1024;
-/// Time for a request's body to arrive.
-const READ: Duration = Duration::from_secs(30);
-/// Largest answer that has to be read whole, as lists in JSON have.
-const MAX_LIST: usize = 8 * 1024 * 1024;
+/// Largest answer that has to be read whole, as lists in JSON have, and resources
+/// in revision 2026-07-28, which say who may cache them.
+const MAX_WHOLE: usize = 16 * 1024 * 1024;
 
 /// Seconds since 1970.
 pub fn now() -> u64 {
@@ -55,10 +58,14 @@ pub async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Respons
         return Refusal::new(
             Reason::Malformed,
             StatusCode::NOT_FOUND,
-            format!("the MCP endpoint is {}", active.path),
+            format!(
+                "the MCP endpoint is {} (Streamable HTTP; the HTTP+SSE transport of revision 2024-11-05 is not offered)",
+                active.path
+            ),
         )
         .into_response(None);
     }
+    let era = era::hint(&parts.headers);
     let mut exchange = Exchange {
         shared: Arc::clone(shared),
         active,
@@ -67,10 +74,19 @@ pub async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Respons
         caller: None,
         headers: HeaderMap::new(),
         body: Bytes::new(),
+        era,
     };
     if let Err(refusal) = exchange.admit(incoming).await {
         let method = method::label(exchange.parts.method.as_str());
         return exchange.refuse(refusal, method, None).await;
+    }
+    if let Some(peer) = exchange.elsewhere().await {
+        // Its session's replica decides, and logs it.
+        let relayed = shared
+            .peers
+            .forward(&peer, &exchange.parts, exchange.body)
+            .await;
+        return relayed.unwrap_or_else(|refusal| refusal.into_response(None));
     }
     let start = Instant::now();
     let (method, answer) = exchange.answer().await;
@@ -89,31 +105,73 @@ struct Exchange {
     /// Headers that pass on to the server.
     headers: HeaderMap,
     body: Bytes,
+    /// By the headers, until the body is read.
+    era: Era,
 }
 
-/// What the body asks for.
-struct Asked {
-    /// MCP method, `response`, or the HTTP method where there is no message.
-    method: String,
+/// A message and what it asks for.
+struct Element<'a> {
+    message: &'a Message<'a>,
+    /// MCP method, or `response`.
+    method: Cow<'a, str>,
     action: Action,
-    /// Id of a request.
-    id: Option<Box<RawValue>>,
-    /// The MCP method, where there is one.
-    rpc_method: Option<String>,
+}
+
+impl<'a> Element<'a> {
+    fn of(message: &'a Message<'a>, era: Era) -> Result<Self, Refusal> {
+        let (method, action) = match &message.kind {
+            Kind::Request { method, params } => (
+                method.clone(),
+                Action::of_request(era, method, *params).map_err(Refusal::malformed)?,
+            ),
+            Kind::Notification { method, .. } => {
+                (method.clone(), Action::of_notification(era, method))
+            }
+            Kind::Response { .. } => ("response".into(), Action::Open),
+        };
+        Ok(Self {
+            message,
+            method,
+            action,
+        })
+    }
+
+    /// Of a request.
+    fn id(&self) -> Option<&'a RawValue> {
+        match self.message.kind {
+            Kind::Request { .. } => self.message.id,
+            _ => None,
+        }
+    }
+
+    fn params(&self) -> Option<&'a RawValue> {
+        match &self.message.kind {
+            Kind::Request { params, .. } | Kind::Notification { params, .. } => *params,
+            Kind::Response { .. } => None,
+        }
+    }
 }
 
 impl Exchange {
     /// Names, method, token, body: all that has to hold before a decision.
     async fn admit(&mut self, incoming: Incoming) -> Result<(), Refusal> {
         request::check_names(&self.parts, &self.active)?;
-        if ![Method::GET, Method::POST, Method::DELETE].contains(&self.parts.method) {
+        let allowed = match self.era {
+            Era::Legacy => &[Method::GET, Method::POST, Method::DELETE][..],
+            Era::Modern => &[Method::POST],
+        };
+        if !allowed.contains(&self.parts.method) {
+            let (message, header) = match self.era {
+                Era::Legacy => ("use POST, GET or DELETE", request::ALLOW),
+                Era::Modern => ("this revision has only POST", request::ALLOW_POST),
+            };
             let refusal = Refusal::new(
                 Reason::MethodNotAllowed,
                 StatusCode::METHOD_NOT_ALLOWED,
-                "use POST, GET or DELETE",
+                message,
             );
             return Err(Refusal {
-                header: Some(request::ALLOW),
+                header: Some(header),
                 ..refusal
             });
         }
@@ -125,154 +183,415 @@ impl Exchange {
             caller.map_err(|reason| Refusal::unauthorized(reason, &self.active.bundle.audience))?,
         );
         self.headers = request::forwarded_headers(&self.parts.method, &self.parts.headers)?;
-        self.body = read_body(incoming).await?;
+        self.body = self.shared.intake.read(incoming).await?;
         if self.parts.method != Method::POST && !self.body.is_empty() {
             return Err(Refusal::malformed("only POST carries a body"));
         }
         Ok(())
     }
 
-    async fn answer(&self) -> (String, Response<Body>) {
-        let asked = match self.read() {
-            Ok(asked) => asked,
-            Err(refusal) => {
-                let method = self.parts.method.as_str();
-                return (method.to_owned(), self.refuse(refusal, method, None).await);
-            }
-        };
-        let answer = match self.decide(&asked).await {
-            Ok(()) => self.forward(&asked).await,
-            Err(refusal) => Err(refusal),
-        };
-        let answer = answer.unwrap_or_else(|refusal| refusal.into_response(asked.id.as_deref()));
-        (asked.method, answer)
+    /// The replica that holds the session, where it is not this one.
+    async fn elsewhere(&self) -> Option<Peer> {
+        let id = self
+            .headers
+            .get(SESSION_ID)
+            .filter(|_| self.era == Era::Legacy)?;
+        if self.parts.extensions.get::<ViaPeer>().is_some() {
+            return None; // Never forwarded twice.
+        }
+        match self.shared.peers.owner(id.to_str().ok()?).await {
+            Owner::Peer(peer) => Some(peer),
+            Owner::Here | Owner::Unknown => None,
+        }
     }
 
-    fn read(&self) -> Result<Asked, Refusal> {
+    async fn answer(&mut self) -> (String, Response<Body>) {
         if self.parts.method != Method::POST {
             let method = self.parts.method.as_str().to_owned();
-            return Ok(Asked {
-                method,
-                action: Action::Open,
-                id: None,
-                rpc_method: None,
-            });
+            let answer = self.stream(&method).await;
+            let answer = answer.unwrap_or_else(|refusal| refusal.into_response(None));
+            return (method, answer);
         }
-        let message = Message::parse(&self.body).map_err(Refusal::malformed)?;
-        let (method, action) = match &message.kind {
-            Kind::Request { method, params } => (
-                method.as_ref(),
-                Action::of_request(method, *params).map_err(Refusal::malformed)?,
-            ),
-            Kind::Notification { method, .. } => (method.as_ref(), Action::of_notification(method)),
-            Kind::Response { .. } => {
-                return Ok(Asked {
-                    method: "response".into(),
-                    action: Action::Open,
-                    id: None,
-                    rpc_method: None,
-                });
+        let body = self.body.clone();
+        let messages = match Messages::parse(&body) {
+            Ok(messages) => messages,
+            Err(fault) => return self.malformed(Refusal::malformed(fault), None).await,
+        };
+        let only = messages.list.first().filter(|_| !messages.is_batch);
+        let id = only.and_then(|message| match message.kind {
+            Kind::Request { .. } => message.id,
+            _ => None,
+        });
+        match self.read(&messages) {
+            Ok((elements, session)) => self.post(&messages, &elements, session).await,
+            Err(refusal) => self.malformed(refusal, id).await,
+        }
+    }
+
+    async fn malformed(&self, refusal: Refusal, id: Option<&RawValue>) -> (String, Response<Body>) {
+        let method = self.parts.method.as_str();
+        (method.to_owned(), self.refuse(refusal, method, id).await)
+    }
+
+    /// Revision, session, and what each message asks for.
+    fn read<'a>(
+        &mut self,
+        messages: &'a Messages<'a>,
+    ) -> Result<(Vec<Element<'a>>, Option<Arc<Session>>), Refusal> {
+        let (era, revision) = era::of_request(&self.parts.headers, messages)?;
+        self.era = era;
+        request::keep_to_era(&mut self.headers, era);
+        let elements = messages
+            .list
+            .iter()
+            .map(|message| Element::of(message, era));
+        let elements = elements.collect::<Result<Vec<_>, _>>()?;
+        let session = self.session()?;
+        let agreed = session
+            .as_ref()
+            .and_then(|session| session.revision())
+            .or(revision);
+        if messages.is_batch {
+            if agreed.is_some_and(|revision| revision > Revision::V2025_03_26) {
+                return Err(Refusal::malformed(
+                    "this revision has no batches: send each message in a request of its own",
+                ));
+            }
+            if elements
+                .iter()
+                .any(|element| element.method == "initialize")
+            {
+                return Err(Refusal::malformed("initialize cannot be part of a batch"));
+            }
+        }
+        Ok((elements, session))
+    }
+
+    /// The session that the headers name.
+    fn session(&self) -> Result<Option<Arc<Session>>, Refusal> {
+        let Some(id) = self.headers.get(SESSION_ID) else {
+            return Ok(None);
+        };
+        let found = id
+            .to_str()
+            .ok()
+            .and_then(|id| self.shared.sessions.find(id, &self.principal()));
+        found
+            .map(Some)
+            .ok_or_else(|| UpstreamError::SessionUnknown.into())
+    }
+
+    fn principal(&self) -> Principal {
+        let caller = self.caller();
+        (caller.issuer.clone(), caller.user.clone())
+    }
+
+    /// GET and DELETE: streams of what the server says by itself, ends of sessions.
+    async fn stream(&mut self, method: &str) -> Result<Response<Body>, Refusal> {
+        let read = era::of_headers(&self.parts.headers).and_then(|_| self.session());
+        request::keep_to_era(&mut self.headers, Era::Legacy);
+        let session = match read {
+            Ok(session) => session,
+            Err(refusal) => {
+                self.log(method, None, Err(refusal.clone()), None).await?;
+                return Err(refusal);
             }
         };
-        Ok(Asked {
-            method: method.to_owned(),
-            action,
-            id: message.id.map(ToOwned::to_owned),
-            rpc_method: Some(method.to_owned()),
-        })
+        self.log(method, Some(&Action::Open), Ok(Reason::AlwaysAllowed), None)
+            .await?;
+        let is_old = session.is_none() && !self.parts.headers.contains_key(PROTOCOL_VERSION);
+        let forward = self.forward(&[], false, self.body.clone(), session.clone());
+        let answer = self.shared.upstream.forward(forward).await;
+        let answer = match answer {
+            Ok(answer) if is_old && answer.response.status().is_client_error() => {
+                Err(old_transport(&self.active.path))
+            }
+            Err(UpstreamError::Refused(_)) if is_old => Err(old_transport(&self.active.path)),
+            Ok(answer) => Ok(answer.response),
+            Err(error) => Err(error.into()),
+        }?;
+        if self.parts.method == Method::DELETE
+            && answer.status().is_success()
+            && let Some(session) = &session
+        {
+            self.shared.sessions.remove(&session.id);
+        }
+        let fit = self.fitted(session, None);
+        self.fit(answer, fit, &[Action::Open], None).await
+    }
+
+    async fn post(
+        &self,
+        messages: &Messages<'_>,
+        elements: &[Element<'_>],
+        session: Option<Arc<Session>>,
+    ) -> (String, Response<Body>) {
+        let (mut kept, mut refused) = (Vec::with_capacity(elements.len()), Vec::new());
+        for element in elements {
+            match self.decide(element, session.as_deref()).await {
+                Ok(()) => kept.push(element),
+                Err(refusal) => refused.push((element.id(), refusal)),
+            }
+        }
+        let method = match elements {
+            [element] => element.method.to_string(),
+            _ => "batch".to_owned(),
+        };
+        if !messages.is_batch
+            && let Some((id, refusal)) = refused.pop()
+        {
+            return (method, refusal.into_response(id));
+        }
+        let errors: Vec<String> = refused
+            .iter()
+            .filter_map(|(id, refusal)| id.map(|id| refusal.message(Some(id))))
+            .collect();
+        let id = elements
+            .first()
+            .and_then(Element::id)
+            .filter(|_| !messages.is_batch);
+        let answer = match kept.is_empty() {
+            true => Ok(crate::host::accepted()),
+            false => {
+                self.send(messages.is_batch, elements.len(), &kept, session)
+                    .await
+            }
+        };
+        let answer = match answer {
+            Ok(answer) if errors.is_empty() => Ok(answer),
+            Ok(answer) => with_errors(answer, errors).await,
+            Err(refusal) => Err(refusal),
+        };
+        (
+            method,
+            answer.unwrap_or_else(|refusal| refusal.into_response(id)),
+        )
     }
 
     /// Decides, charges the limits, and logs it.
-    async fn decide(&self, asked: &Asked) -> Result<(), Refusal> {
-        let modern = request::is_modern(&self.parts.headers);
-        let Some(operation) = asked.action.operation() else {
-            let refusal = Refusal::method(&asked.method, modern);
-            let refusal = if asked.id.is_some() {
-                refusal
-            } else {
-                Refusal {
-                    status: StatusCode::BAD_REQUEST,
-                    ..refusal
-                }
-            };
-            return self
-                .log(&asked.method, Some(&asked.action), Err(refusal), None)
-                .await;
-        };
-        let caller = self.caller();
-        let decision = decide(&self.active.bundle, caller, operation, now());
-        let rule = decision
-            .rule
-            .map(|rule| (rule.policy.as_str(), rule.name.as_str()));
-        if decision.effect == Effect::Deny {
-            let refusal = match operation {
-                Operation::Tool(name) => Refusal::unknown(decision.reason, "tool", name, modern),
-                Operation::Prompt(name) => {
-                    Refusal::unknown(decision.reason, "prompt", name, modern)
-                }
-                Operation::Resource(uri) => {
-                    Refusal::unknown(decision.reason, "resource", uri, modern)
-                }
-                Operation::Open => {
-                    Refusal::unauthorized(decision.reason, &self.active.bundle.audience)
-                }
-            };
-            return self
-                .log(&asked.method, Some(&asked.action), Err(refusal), rule)
-                .await;
-        }
-        if let Err(error) = self.shared.upstream.check(&self.request(asked)) {
-            return self
-                .log(&asked.method, Some(&asked.action), Err(error.into()), None)
-                .await;
-        }
-        let charged = match operation {
-            Operation::Tool(tool) => {
-                let tool = self.counted_as(tool);
-                self.shared.counters.charge(&decision.limits, caller, tool)
-            }
-            _ => Ok(()),
-        };
-        let (verdict, rule) = match charged {
-            Ok(()) => (Ok(decision.reason), rule),
-            Err((limit, early)) => (
-                Err(Refusal::too_early(&limit.name, early.retry_after)),
-                Some((limit.policy.as_str(), limit.name.as_str())),
-            ),
-        };
-        self.log(&asked.method, Some(&asked.action), verdict, rule)
+    async fn decide(
+        &self,
+        element: &Element<'_>,
+        session: Option<&Session>,
+    ) -> Result<(), Refusal> {
+        let (verdict, rule) = self.verdict(element, session);
+        let rule = rule
+            .as_ref()
+            .map(|(policy, rule)| (policy.as_str(), rule.as_str()));
+        self.log(&element.method, Some(&element.action), verdict, rule)
             .await
     }
 
-    fn request(&self, asked: &Asked) -> Forward {
-        let caller = self.caller();
+    fn verdict(
+        &self,
+        element: &Element<'_>,
+        session: Option<&Session>,
+    ) -> (Result<Reason, Refusal>, Option<(String, String)>) {
+        if let Kind::Response { .. } = element.message.kind {
+            return (self.answers(element, session), None);
+        }
+        let task_tool = match &element.action {
+            Action::Task(task) => match self.shared.strays.tool_of(task, &self.principal()) {
+                Some(tool) => Some(tool),
+                None => {
+                    return (
+                        Err(Refusal::unknown(
+                            Reason::NoRuleMatched,
+                            "task",
+                            task,
+                            self.era,
+                        )),
+                        None,
+                    );
+                }
+            },
+            _ => None,
+        };
+        let operations = match &task_tool {
+            Some(tool) => Some(vec![Operation::Tool(tool)]),
+            None => element.action.operations(),
+        };
+        let Some(operations) = operations else {
+            let refusal = Refusal::method(&element.method, self.era);
+            let refusal = match element.id() {
+                Some(_) => refusal,
+                None => Refusal {
+                    status: StatusCode::BAD_REQUEST,
+                    ..refusal
+                },
+            };
+            return (Err(refusal), None);
+        };
+        let (mut allowed, mut limits) = ((Reason::AlwaysAllowed, None), Vec::new());
+        for operation in operations {
+            let decision = decide(&self.active.bundle, self.caller(), operation, now());
+            let rule = decision
+                .rule
+                .map(|rule| (rule.policy.clone(), rule.name.clone()));
+            if decision.effect == Effect::Deny {
+                return (Err(self.denial(decision.reason, operation)), rule);
+            }
+            allowed = (decision.reason, rule);
+            limits.extend(decision.limits);
+        }
+        if let Err(refusal) = self.fits(element, session) {
+            return (Err(refusal), None);
+        }
+        if let Action::Tool(tool) = &element.action {
+            let charged =
+                self.shared
+                    .counters
+                    .charge(&limits, self.caller(), self.counted_as(tool));
+            if let Err((limit, early)) = charged {
+                let refusal = Refusal::too_early(&limit.name, early.retry_after);
+                return (
+                    Err(refusal),
+                    Some((limit.policy.clone(), limit.name.clone())),
+                );
+            }
+        }
+        (Ok(allowed.0), allowed.1)
+    }
+
+    fn denial(&self, reason: Reason, operation: Operation<'_>) -> Refusal {
+        if reason == Reason::UriNotNormal {
+            return Refusal::not_normal(self.era);
+        }
+        let (what, name) = match operation {
+            Operation::Tool(name) => ("tool", name),
+            Operation::Prompt(name) => ("prompt", name),
+            Operation::Resource(uri) | Operation::Template(uri) => ("resource", uri),
+            Operation::Open => {
+                return Refusal::unauthorized(reason, &self.active.bundle.audience);
+            }
+        };
+        Refusal::unknown(reason, what, name, self.era)
+    }
+
+    /// Whether an answer of the caller belongs to a request of the server.
+    fn answers(&self, element: &Element<'_>, session: Option<&Session>) -> Result<Reason, Refusal> {
+        let id = element.message.id.map_or("null", RawValue::get);
+        let was_asked = match session {
+            Some(session) => session.asked().take(id),
+            None => self.shared.strays.asked(&self.principal()).take(id),
+        };
+        match was_asked {
+            true => Ok(Reason::AlwaysAllowed),
+            false => Err(Refusal::malformed(
+                "no request of the server with this id waits for an answer here",
+            )),
+        }
+    }
+
+    /// What has to hold of an allowed request beside the policy.
+    fn fits(&self, element: &Element<'_>, session: Option<&Session>) -> Result<(), Refusal> {
+        if let (Action::Tool(tool), Era::Modern) = (&element.action, self.era)
+            && let Some(wanted) = self.shared.upstream.params.of(tool)
+        {
+            era::check_params(&self.parts.headers, element.params(), &wanted)?;
+        }
+        if let (Some(session), Some(id)) = (session, element.id())
+            && let At::Server(_) = session.at
+            && !session.is_fresh(id.get(), element.action == Action::List)
+        {
+            return Err(Refusal::malformed(
+                "the id was used by a list in this session: each request needs a new one",
+            ));
+        }
+        Ok(())
+    }
+
+    fn forward<'a>(
+        &self,
+        messages: &[&'a Message<'a>],
+        is_batch: bool,
+        body: Bytes,
+        session: Option<Arc<Session>>,
+    ) -> Forward<'a> {
         Forward {
             method: self.parts.method.clone(),
             headers: self.headers.clone(),
-            body: self.body.clone(),
-            rpc_method: asked.rpc_method.clone(),
-            id: asked.id.as_ref().map(|id| id.get().to_owned()),
-            is_list: asked.action == Action::List,
-            principal: (caller.issuer.clone(), caller.user.clone()),
+            body,
+            messages: messages.to_vec(),
+            is_batch,
+            era: self.era,
+            session,
+            principal: self.principal(),
         }
     }
 
     /// Sends what was decided on, and makes the answer fit the caller.
-    async fn forward(&self, asked: &Asked) -> Result<Response<Body>, Refusal> {
-        let request = self.request(asked);
+    async fn send(
+        &self,
+        is_batch: bool,
+        count: usize,
+        kept: &[&Element<'_>],
+        session: Option<Arc<Session>>,
+    ) -> Result<Response<Body>, Refusal> {
+        let messages: Vec<_> = kept.iter().map(|element| element.message).collect();
+        let body = match kept.len() == count {
+            true => self.body.clone(),
+            false => {
+                let texts: Vec<_> = messages.iter().map(|message| message.text).collect();
+                Bytes::from(format!("[{}]", texts.join(",")))
+            }
+        };
+        let forward = self.forward(&messages, is_batch, body, session.clone());
+        let is_handshake = forward.handshake().is_some();
         let answer = self
             .shared
             .upstream
-            .forward(request)
+            .forward(forward)
             .await
             .inspect_err(|error| {
                 // Debug: what a server says must not make lines of its own in the log.
-                tracing::warn!(method = asked.method, ?error, "no answer of the server");
+                tracing::warn!(method = %kept[0].method, ?error, "no answer of the server");
             })?;
-        self.fit(asked, answer).await
+        let opened = match answer.opened {
+            Some(at) => {
+                let id = self.shared.peers.new_session_id()?;
+                Some(self.shared.sessions.add(id, self.principal(), at))
+            }
+            None => None,
+        };
+        let id = opened.as_ref().map(|session| session.id.clone());
+        let actions: Vec<_> = kept.iter().map(|element| element.action.clone()).collect();
+        let task = kept.iter().find_map(|element| may_be_task(element));
+        let is_whole =
+            is_batch || is_handshake || task.is_some() || actions.contains(&Action::List);
+        let asked = kept.iter().any(|element| element.id().is_some());
+        let fit = self.fitted(opened.or(session), task);
+        let mut answer = self
+            .fit(answer.response, fit, &actions, asked.then_some(is_whole))
+            .await?;
+        if let Some(id) = id {
+            let id = HeaderValue::from_str(&id)
+                .map_err(|error| UpstreamError::Invalid(error.to_string()))?;
+            answer.headers_mut().insert(SESSION_ID, id);
+        }
+        Ok(answer)
     }
 
-    async fn fit(&self, asked: &Asked, answer: Response<Body>) -> Result<Response<Body>, Refusal> {
+    fn fitted(&self, session: Option<Arc<Session>>, tool: Option<String>) -> Fit {
+        Fit {
+            shared: Arc::clone(&self.shared),
+            caller: self.caller().clone(),
+            principal: self.principal(),
+            era: self.era,
+            session,
+            tool,
+        }
+    }
+
+    /// Makes an answer fit. `asked`: whether it answers a request, and if so,
+    /// whether its JSON has to be read whole.
+    async fn fit(
+        &self,
+        answer: Response<Body>,
+        fit: Fit,
+        actions: &[Action],
+        asked: Option<bool>,
+    ) -> Result<Response<Body>, Refusal> {
         let content_type = answer
             .headers()
             .get(header::CONTENT_TYPE)
@@ -281,48 +600,37 @@ impl Exchange {
         let (mut head, inner) = answer.into_parts();
         if request::is_type(&content_type, "text/event-stream") {
             // Every event: a server may send a list as the answer to a call.
-            let inner = Body::new(FilteredEvents::new(inner, self.visible()));
+            let inner = Body::new(FilteredEvents::new(inner, fit));
             head.headers.remove(header::CONTENT_LENGTH);
             let guarded = Guarded::new(
                 inner,
                 self.changes.clone(),
-                self.still_allowed(&asked.action),
-                self.ends(),
+                self.still_allowed(actions),
+                self.ends(actions),
             );
             return Ok(Response::from_parts(head, Body::new(guarded)));
         }
         let is_json = request::is_type(&content_type, "application/json");
         let is_empty = http_body::Body::is_end_stream(&inner);
-        if asked.id.is_some() && head.status.is_success() && !is_json && !is_empty {
+        if asked.is_some() && head.status.is_success() && !is_json && !is_empty {
             let content_type = String::from_utf8_lossy(&content_type).into_owned();
             return Err(UpstreamError::Invalid(format!(
                 "its type is {content_type:?}; expected application/json or text/event-stream"
             ))
             .into());
         }
-        match asked.action {
-            Action::List if is_json && head.status.is_success() => {
-                self.fit_list(Response::from_parts(head, inner)).await
-            }
-            _ => Ok(Response::from_parts(head, inner)),
+        if !(asked == Some(true) && is_json && head.status.is_success()) {
+            return Ok(Response::from_parts(head, inner));
         }
-    }
-
-    async fn fit_list(&self, answer: Response<Body>) -> Result<Response<Body>, Refusal> {
         let invalid = |error: String| Refusal::from(UpstreamError::Invalid(error));
-        let (mut head, inner) = answer.into_parts();
-        let whole = Limited::new(inner, MAX_LIST)
-            .collect()
-            .await
-            .map_err(|error| invalid(error.to_string()))?
-            .to_bytes();
-        let visible = self.visible();
-        let filtered = filter::message(&whole, &*visible).map_err(invalid)?;
+        let whole = whole(inner).await?;
         head.headers.remove(header::CONTENT_LENGTH);
-        Ok(Response::from_parts(
-            head,
-            body::full(filtered.map_or(whole, Bytes::from)),
-        ))
+        let fitted = match fit.data(&whole).map_err(invalid)? {
+            Fitted::Same => whole,
+            Fitted::Changed(changed) => changed.into(),
+            Fitted::Dropped => return Err(invalid("it answered with a request".into())),
+        };
+        Ok(Response::from_parts(head, body::full(fitted)))
     }
 
     /// The name under which a call is counted: names that the server does not
@@ -345,43 +653,37 @@ impl Exchange {
         self.caller.as_deref().unwrap_or(&NOBODY)
     }
 
-    /// Whether the caller sees an item, by the configuration of that moment.
-    fn visible(&self) -> body::Visible {
-        let (shared, caller) = (Arc::clone(&self.shared), self.caller().clone());
-        Box::new(move |operation| {
-            shared
-                .config
-                .active()
-                .is_some_and(|active| policy::visible(&active.bundle, &caller, operation, now()))
-        })
-    }
-
     /// Whether an open stream may go on. Where issuers or keys have changed, the
     /// caller has to prove itself again.
-    fn still_allowed(&self, action: &Action) -> body::StillAllowed {
-        let (shared, caller, action) = (
+    fn still_allowed(&self, actions: &[Action]) -> body::StillAllowed {
+        let (shared, caller, actions) = (
             Arc::clone(&self.shared),
             self.caller().clone(),
-            action.clone(),
+            actions.to_vec(),
         );
         let authenticator = Arc::clone(&self.active.authenticator);
         Box::new(move || {
-            shared
-                .config
-                .active()
-                .zip(action.operation())
-                .is_some_and(|(active, operation)| {
-                    Arc::ptr_eq(&active.authenticator, &authenticator)
-                        && decide(&active.bundle, &caller, operation, now()).is_allowed()
-                })
+            let may = |active: &Active, action: &Action| {
+                let operations = action.operations().unwrap_or_default();
+                let may =
+                    |operation| decide(&active.bundle, &caller, operation, now()).is_allowed();
+                operations.into_iter().all(may)
+            };
+            shared.config.active().is_some_and(|active| {
+                Arc::ptr_eq(&active.authenticator, &authenticator)
+                    && actions.iter().all(|action| may(&active, action))
+            })
         })
     }
 
     /// When an open stream has to end: with its token, and the stream of what
     /// the server says by itself also when this replica drains.
-    fn ends(&self) -> body::Ends {
+    fn ends(&self, actions: &[Action]) -> body::Ends {
         let mut phase = self.shared.phase.clone();
-        let is_idle = self.parts.method == Method::GET;
+        let listens = actions
+            .iter()
+            .any(|action| matches!(action, Action::Listen(_)));
+        let is_idle = listens || self.parts.method == Method::GET;
         let left = self
             .caller()
             .expires_at
@@ -441,7 +743,7 @@ impl Exchange {
         match action {
             Some(Action::Tool(name)) => record.tool = Some(name),
             Some(Action::Prompt(name)) => record.prompt = Some(name),
-            Some(Action::Resource(uri)) => record.resource = Some(uri),
+            Some(Action::Resource(uri) | Action::Template(uri)) => record.resource = Some(uri),
             _ => {}
         }
         (record.policy, record.rule) = rule.unzip();
@@ -463,26 +765,83 @@ impl Exchange {
     }
 }
 
-async fn read_body(incoming: Incoming) -> Result<Bytes, Refusal> {
-    let slow = |_| {
-        Refusal::new(
-            Reason::Malformed,
-            StatusCode::REQUEST_TIMEOUT,
-            format!("the body did not arrive within {} s", READ.as_secs()),
-        )
+/// The answer to a client of the HTTP+SSE transport, which begins with GET.
+fn old_transport(path: &str) -> Refusal {
+    let message = format!(
+        "the HTTP+SSE transport of revision 2024-11-05 is not offered: use Streamable HTTP, which begins with POST initialize to {path}"
+    );
+    let refusal = Refusal::new(
+        Reason::MethodNotAllowed,
+        StatusCode::METHOD_NOT_ALLOWED,
+        message,
+    );
+    Refusal {
+        header: Some(request::ALLOW),
+        ..refusal
+    }
+}
+
+/// The tool of a call whose answer may be a task: the caller asks for one, or can
+/// take one.
+fn may_be_task(element: &Element<'_>) -> Option<String> {
+    let Action::Tool(tool) = &element.action else {
+        return None;
     };
-    let read = tokio::time::timeout(READ, Limited::new(incoming, MAX_REQUEST).collect())
-        .await
-        .map_err(slow)?;
-    read.map(http_body_util::Collected::to_bytes)
-        .map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                return Refusal::new(
-                    Reason::TooLarge,
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    format!("a request has at most {MAX_REQUEST} bytes"),
-                );
-            }
-            Refusal::malformed(format!("the body cannot be read: {error}"))
-        })
+    let is_asked = element
+        .params()
+        .is_some_and(|params| params.get().contains("task"))
+        && (wire::member(element.params(), &["task"]).is_some()
+            || wire::member(element.params(), &["_meta", era::META_CAPABILITIES]).is_some_and(
+                |capabilities| capabilities.get().contains("io.modelcontextprotocol/tasks"),
+            ));
+    is_asked.then(|| tool.clone())
+}
+
+async fn whole(body: Body) -> Result<Bytes, Refusal> {
+    let whole = Limited::new(body, MAX_WHOLE).collect().await;
+    let whole = whole.map_err(|error| Refusal::from(UpstreamError::Invalid(error.to_string())))?;
+    Ok(whole.to_bytes())
+}
+
+/// The answer to a batch, with the errors of its elements that were refused.
+async fn with_errors(
+    answer: Response<Body>,
+    errors: Vec<String>,
+) -> Result<Response<Body>, Refusal> {
+    let (mut head, inner) = answer.into_parts();
+    let content_type = head
+        .headers
+        .get(header::CONTENT_TYPE)
+        .map(|value| value.as_bytes().to_vec());
+    if content_type
+        .as_deref()
+        .is_some_and(|value| request::is_type(value, "text/event-stream"))
+    {
+        let first = errors.into_iter().map(|error| sse::event(error.as_bytes()));
+        let first = futures::stream::iter(first.map(|event| Ok(http_body::Frame::data(event))));
+        let rest = http_body_util::BodyStream::new(inner);
+        let body = http_body_util::StreamBody::new(futures::StreamExt::chain(first, rest));
+        return Ok(Response::from_parts(head, Body::new(body)));
+    }
+    if !head.status.is_success() {
+        return Ok(Response::from_parts(head, inner));
+    }
+    let whole = whole(inner).await?;
+    let text = String::from_utf8_lossy(&whole);
+    let text = text.trim();
+    let inner = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'))
+        .unwrap_or(text)
+        .trim();
+    let own = errors.join(",");
+    let all = match inner.is_empty() {
+        true => format!("[{own}]"),
+        false => format!("[{inner},{own}]"),
+    };
+    head.status = StatusCode::OK;
+    head.headers.remove(header::CONTENT_LENGTH);
+    let json = HeaderValue::from_static("application/json");
+    head.headers.insert(header::CONTENT_TYPE, json);
+    Ok(Response::from_parts(head, body::full(all)))
 }

@@ -2,36 +2,26 @@
 //! and when the list changes. What it sees is what `/readyz` and `/status` tell.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use futures::StreamExt;
-use http::{HeaderValue, Method, Response, header};
-use http_body_util::{BodyExt, BodyStream, Limited};
 use policy::report::{ToolReport, UpstreamReport, UpstreamState};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{
-    body::Body,
-    request::is_type,
-    sse,
-    stdio_session::Session,
-    upstream::{
-        Upstream, UpstreamError,
-        http::{HttpUpstream, PROTOCOL_VERSION, SESSION_ID, json_headers},
-    },
+    envelope::{Kind, Message},
+    era::{Era, ParamHeader, param_headers},
+    link::{Call, Event, Link, OnDrop, Said, Wire, own_meta, process::Scope},
+    upstream::{Eras, Upstream, UpstreamError},
 };
 
-/// Revision that the probe offers; the server answers with the one it speaks.
-const REVISION: &str = "2025-11-25";
 /// Longest answer to the probe.
 const ANSWER: Duration = Duration::from_secs(60);
-/// Largest answer to the probe.
-const MAX_ANSWER: usize = 16 * 1024 * 1024;
 /// Pages of a list, and tools, at most.
 const MAX_PAGES: usize = 100;
 const MAX_TOOLS: usize = 10_000;
@@ -59,10 +49,14 @@ pub struct Seen {
 }
 
 /// Probes for as long as the process lives.
-pub async fn run(upstream: Arc<Upstream>, seen: watch::Sender<Seen>) {
+pub async fn run(
+    upstream: Arc<Upstream>,
+    seen: watch::Sender<Seen>,
+    eras: watch::Sender<Option<Eras>>,
+) {
     let (mut wait, started) = (RETRY, Instant::now());
     loop {
-        match watch_server(&upstream, &seen).await {
+        match watch_server(&upstream, &seen, &eras).await {
             Ok(()) => wait = RETRY,
             Err(error) => {
                 let message = error.to_string();
@@ -87,42 +81,91 @@ pub async fn run(upstream: Arc<Upstream>, seen: watch::Sender<Seen>) {
     }
 }
 
-/// One session: returns when it ended in good order.
+/// One conversation: returns when it ended in good order.
 async fn watch_server(
-    upstream: &Arc<Upstream>,
+    upstream: &Upstream,
     seen: &watch::Sender<Seen>,
+    eras: &watch::Sender<Option<Eras>>,
 ) -> Result<(), UpstreamError> {
-    let mut client = match &**upstream {
-        Upstream::Http(server) => Client::Http(Box::new(HttpClient {
-            server,
-            session: None,
-            revision: None,
-        })),
-        Upstream::Stdio(server) => Client::Stdio(server.own_session().await?),
+    let changed = Arc::new(Notify::new());
+    let said: Said = {
+        let changed = Arc::clone(&changed);
+        Arc::new(move |message: Bytes| {
+            if is_list_changed(&message) {
+                changed.notify_one();
+            }
+        })
     };
-    let ended = talk(&mut client, seen).await;
-    client.close().await; // Also after an error: a session left open holds a process.
-    ended
+    let connector = upstream.host.connector();
+    let patience = upstream.host.settings().startup_timeout;
+    // Until it has spoken, the conversation serves nobody: whatever ends this, ends it.
+    let wire = Open(
+        connector
+            .open(Scope::Session, None, Arc::clone(&said))
+            .await?,
+    );
+    let link = match Link::detect(wire.0.clone(), patience).await {
+        Ok(link) => link,
+        // Some servers end when they are asked what they do not know.
+        Err(UpstreamError::Exited(_)) => {
+            let wire = connector.open(Scope::Session, None, said).await?;
+            return talk(
+                upstream,
+                Open(wire.clone()),
+                Link::legacy(wire, patience).await?,
+                &changed,
+                seen,
+                eras,
+            )
+            .await;
+        }
+        Err(error) => return Err(error),
+    };
+    talk(upstream, wire, link, &changed, seen, eras).await
 }
 
-/// Handshake, then lists, again and again. Ends in good order when the server
-/// ends the session.
-async fn talk(client: &mut Client<'_>, seen: &watch::Sender<Seen>) -> Result<(), UpstreamError> {
-    let handshake = json!({
-        "protocolVersion": REVISION, "capabilities": {},
-        "clientInfo": {"name": "toolward-sidecar", "version": env!("CARGO_PKG_VERSION")},
-    });
-    let result = client.request("initialize", handshake).await?;
-    if let Client::Http(client) = client {
-        client.revision = result["protocolVersion"].as_str().map(str::to_owned);
+/// A conversation that is closed when it is dropped: left open, it would hold a
+/// process.
+struct Open(Wire);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.close();
     }
-    client.notify("notifications/initialized").await?;
-    let has_tools = result["capabilities"]["tools"].is_object();
+}
+
+/// Lists, again and again. Ends in good order when the server ends the
+/// conversation.
+async fn talk(
+    upstream: &Upstream,
+    wire: Open,
+    link: Link,
+    changed: &Notify,
+    seen: &watch::Sender<Seen>,
+    eras: &watch::Sender<Option<Eras>>,
+) -> Result<(), UpstreamError> {
+    let speaks = match link.era {
+        Era::Legacy => Eras {
+            legacy: true,
+            modern: false,
+        },
+        Era::Modern => Eras {
+            legacy: speaks_legacy(upstream).await?,
+            modern: true,
+        },
+    };
+    let listening = link.era == Era::Modern && link.info.has(&["tools", "listChanged"]);
+    let mut listening = match listening {
+        true => Some(link.wire.call(listen(&listen_params())).await?),
+        false => None,
+    };
     loop {
-        let tools = match has_tools {
-            true => list_tools(client).await?,
-            false => Vec::new(),
+        let (tools, params) = match link.info.has(&["tools"]) {
+            true => list_tools(&link).await?,
+            false => (Vec::new(), HashMap::new()),
         };
+        upstream.params.set(params);
+        eras.send_if_modified(|eras| eras.replace(speaks) != Some(speaks));
         seen.send_if_modified(|seen| {
             let upstream = UpstreamReport {
                 state: UpstreamState::Serving,
@@ -135,26 +178,103 @@ async fn talk(client: &mut Client<'_>, seen: &watch::Sender<Seen>) -> Result<(),
             };
             std::mem::replace(seen, now.clone()) != now
         });
-        let changed = client.changed().await;
-        tokio::time::sleep(PAUSE).await; // A server that changes all the time must not keep us busy.
-        if !changed? {
-            return Ok(());
+        // A server that tells changes is asked when it does, one behind HTTP also
+        // from time to time: its stream may break.
+        let again = match &wire.0 {
+            Wire::Http(_) => AGAIN,
+            Wire::Process(_) => Duration::from_secs(24 * 3600),
+        };
+        tokio::select! {
+            () = changed.notified() => {}
+            event = async { match &mut listening {
+                Some(ongoing) => ongoing.next().await,
+                None => std::future::pending().await,
+            } } => match event {
+                Event::Message(message) if !is_list_changed(&message) => {}
+                Event::Message(_) => {}
+                Event::Answer(Err(error)) => return Err(error),
+                Event::Answer(Ok(_)) => return Ok(()),
+            },
+            () = wire.over() => return Err(UpstreamError::Exited(wire.why())),
+            () = tokio::time::sleep(again) => {}
         }
+        tokio::time::sleep(PAUSE).await; // A server that changes all the time must not keep us busy.
     }
 }
 
-async fn list_tools(client: &mut Client<'_>) -> Result<Vec<ToolReport>, UpstreamError> {
-    let (mut tools, mut params) = (Vec::new(), json!({}));
+impl Open {
+    async fn over(&self) {
+        match &self.0 {
+            Wire::Process(process) => process.over().await,
+            Wire::Http(client) => client.over().await,
+        }
+    }
+
+    fn why(&self) -> String {
+        let why = match &self.0 {
+            Wire::Process(process) => process.ended(),
+            Wire::Http(_) => None,
+        };
+        why.unwrap_or_else(|| "its connection was closed".into())
+    }
+}
+
+fn listen_params() -> String {
+    format!(
+        r#"{{"notifications":{{"toolsListChanged":true}},"_meta":{}}}"#,
+        own_meta()
+    )
+}
+
+fn listen(params: &str) -> Call<'_> {
+    Call {
+        id: "0",
+        method: "subscriptions/listen",
+        params: Some(params),
+        on_drop: OnDrop::Cancel,
+        streams: true,
+    }
+}
+
+/// Whether a server that speaks the modern revision speaks older ones as well:
+/// asked in a conversation of its own, since the first request decides.
+async fn speaks_legacy(upstream: &Upstream) -> Result<bool, UpstreamError> {
+    let nobody: Said = Arc::new(|_| {});
+    let wire = Open(
+        upstream
+            .host
+            .connector()
+            .open(Scope::Session, None, nobody)
+            .await?,
+    );
+    match Link::legacy(wire.0.clone(), upstream.host.settings().startup_timeout).await {
+        Ok(_) => Ok(true),
+        Err(UpstreamError::Invalid(_) | UpstreamError::Exited(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+type Listed = (Vec<ToolReport>, HashMap<String, Arc<[ParamHeader]>>);
+
+async fn list_tools(link: &Link) -> Result<Listed, UpstreamError> {
+    let (mut tools, mut wanted, mut params) = (Vec::new(), HashMap::new(), json!({}));
     for _ in 0..MAX_PAGES {
-        let page = client.request("tools/list", params).await?;
+        let page = link.ask("tools/list", &params.to_string(), ANSWER).await?;
+        let page: Value = serde_json::from_str(page.get())
+            .map_err(|error| UpstreamError::Invalid(format!("tools/list: {error}")))?;
         for tool in page["tools"].as_array().into_iter().flatten() {
-            if let Some(name) = tool["name"].as_str()
-                && tools.len() < MAX_TOOLS
-                && name.len() <= MAX_NAME
-            {
+            let Some(name) = tool["name"].as_str() else {
+                continue;
+            };
+            if tools.len() < MAX_TOOLS && name.len() <= MAX_NAME {
+                let headers = param_headers(&tool["inputSchema"]);
+                if !headers.is_empty() {
+                    wanted.insert(name.to_owned(), headers.into());
+                }
+                let digest = digest(tool);
                 tools.push(ToolReport {
                     name: name.to_owned(),
-                    digest: digest(tool),
+                    digest,
                 });
             }
         }
@@ -164,7 +284,7 @@ async fn list_tools(client: &mut Client<'_>) -> Result<Vec<ToolReport>, Upstream
         }
     }
     tools.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(tools)
+    Ok((tools, wanted))
 }
 
 /// SHA-256 of a definition, written with sorted keys.
@@ -203,181 +323,13 @@ fn digest(tool: &Value) -> String {
         })
 }
 
-enum Client<'u> {
-    Http(Box<HttpClient<'u>>),
-    Stdio(Arc<Session>),
-}
-
-struct HttpClient<'u> {
-    server: &'u HttpUpstream,
-    session: Option<HeaderValue>,
-    revision: Option<String>,
-}
-
-impl Client<'_> {
-    async fn request(&mut self, method: &str, params: Value) -> Result<Value, UpstreamError> {
-        let body =
-            json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).to_string();
-        let answer = tokio::time::timeout(ANSWER, async {
-            match self {
-                Self::Stdio(session) => session.request("1", body.into()).await,
-                Self::Http(client) => client.request(method, body).await,
-            }
-        });
-        let answer = answer
-            .await
-            .map_err(|_| UpstreamError::TimedOut(ANSWER.as_secs()))??;
-        let mut answer: Value = serde_json::from_slice(&answer)
-            .map_err(|error| UpstreamError::Invalid(error.to_string()))?;
-        match &answer["error"] {
-            Value::Null => Ok(answer["result"].take()),
-            error => Err(UpstreamError::Invalid(format!("{method}: {error}"))),
-        }
-    }
-
-    async fn notify(&mut self, method: &str) -> Result<(), UpstreamError> {
-        let body = json!({"jsonrpc": "2.0", "method": method}).to_string();
-        match self {
-            Self::Stdio(session) => session.send(body.into()).await,
-            Self::Http(client) => client.send(Method::POST, body).await.map(drop),
-        }
-    }
-
-    /// Waits until the tools may have changed (true), or the session is to be
-    /// opened anew (false).
-    async fn changed(&self) -> Result<bool, UpstreamError> {
-        match self {
-            Self::Stdio(session) => {
-                let mut messages = session.messages().ok_or(UpstreamError::SessionUnknown)?;
-                while let Some(message) = messages.next().await {
-                    if is_list_changed(&message) {
-                        return Ok(true);
-                    }
-                }
-                Err(UpstreamError::Exited(
-                    session
-                        .ended()
-                        .unwrap_or_else(|| "its connection was closed".into()),
-                ))
-            }
-            Self::Http(client) => client.changed().await,
-        }
-    }
-
-    async fn close(&mut self) {
-        match self {
-            Self::Stdio(session) => session.close(),
-            // Best effort: a server may not offer it.
-            Self::Http(client) => drop(client.send(Method::DELETE, String::new()).await),
-        }
-    }
-}
-
-impl HttpClient<'_> {
-    async fn send(&self, method: Method, body: String) -> Result<Response<Body>, UpstreamError> {
-        let mut headers = json_headers();
-        if method != Method::POST {
-            headers.remove(header::CONTENT_TYPE);
-        }
-        if let Some(session) = &self.session {
-            headers.insert(SESSION_ID, session.clone());
-        }
-        if let Some(revision) = self
-            .revision
-            .as_deref()
-            .and_then(|revision| HeaderValue::from_str(revision).ok())
-        {
-            headers.insert(PROTOCOL_VERSION, revision);
-        }
-        self.server.send(method, headers, body.into()).await
-    }
-
-    async fn request(&mut self, method: &str, body: String) -> Result<Bytes, UpstreamError> {
-        let answer = self.send(Method::POST, body).await?;
-        if !answer.status().is_success() {
-            return Err(UpstreamError::Invalid(format!(
-                "{method}: status {}",
-                answer.status()
-            )));
-        }
-        if method == "initialize" {
-            self.session = answer.headers().get(SESSION_ID).cloned();
-        }
-        let invalid = |error: &dyn std::fmt::Display| UpstreamError::Invalid(error.to_string());
-        if !is_event_stream(&answer) {
-            let whole = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
-            return Ok(whole.map_err(|error| invalid(&error))?.to_bytes());
-        }
-        let mut events = Events::new(answer.into_body());
-        while let Some(data) = events.next().await? {
-            let message: Value = serde_json::from_slice(&data).map_err(|error| invalid(&error))?;
-            if message["id"] == 1 && message.get("method").is_none() {
-                return Ok(data.into());
-            }
-        }
-        Err(UpstreamError::Invalid(format!(
-            "{method}: the stream ended without an answer"
-        )))
-    }
-
-    async fn changed(&self) -> Result<bool, UpstreamError> {
-        let answer = self.send(Method::GET, String::new()).await?;
-        if !answer.status().is_success() || !is_event_stream(&answer) {
-            tokio::time::sleep(AGAIN).await; // No stream to be had: ask again later.
-            return Ok(true);
-        }
-        let mut events = Events::new(answer.into_body());
-        while let Some(data) = events.next().await? {
-            if is_list_changed(&data) {
-                return Ok(true);
-            }
-        }
-        Ok(false) // A server may close its stream at any time.
-    }
-}
-
-fn is_event_stream(answer: &Response<Body>) -> bool {
-    answer
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| is_type(value.as_bytes(), "text/event-stream"))
-}
-
 fn is_list_changed(message: &[u8]) -> bool {
-    let message: Value = serde_json::from_slice(message).unwrap_or_default();
-    message["method"] == "notifications/tools/list_changed"
-}
-
-/// The data of a stream of events.
-struct Events {
-    body: BodyStream<Body>,
-    splitter: sse::Splitter,
-}
-
-impl Events {
-    fn new(body: Body) -> Self {
-        Self {
-            body: BodyStream::new(body),
-            splitter: sse::Splitter::default(),
-        }
-    }
-
-    async fn next(&mut self) -> Result<Option<Vec<u8>>, UpstreamError> {
-        loop {
-            while let Some(event) = self.splitter.next_event() {
-                if let Some(data) = sse::data(&event).filter(|data| !data.is_empty()) {
-                    return Ok(Some(data));
-                }
-            }
-            let Some(frame) = self.body.next().await else {
-                return Ok(None);
-            };
-            let frame = frame.map_err(|error| UpstreamError::Connect(error.to_string()))?;
-            if let Ok(bytes) = frame.into_data() {
-                self.splitter
-                    .push(&bytes)
-                    .map_err(|error| UpstreamError::Invalid(error.to_string()))?;
-            }
-        }
-    }
+    let Ok(Message {
+        kind: Kind::Notification { method, .. },
+        ..
+    }) = Message::parse(message)
+    else {
+        return false;
+    };
+    method == "notifications/tools/list_changed"
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use http::{HeaderValue, Response, StatusCode, header};
 use policy::Reason;
-use serde_json::{json, value::RawValue};
+use serde_json::{Value, json, value::RawValue};
 
 use crate::{
     body::{self, Body},
+    era::Era,
     upstream::UpstreamError,
 };
 
@@ -16,6 +17,7 @@ use crate::{
 const INVALID_PARAMS: i64 = -32602;
 const METHOD_NOT_FOUND: i64 = -32601;
 const INVALID_REQUEST: i64 = -32600;
+const INTERNAL_ERROR: i64 = -32603;
 /// Resource not found, up to revision 2025-11-25.
 const RESOURCE_NOT_FOUND: i64 = -32002;
 
@@ -23,7 +25,7 @@ const RESOURCE_NOT_FOUND: i64 = -32002;
 const MAX_MESSAGE: usize = 256;
 
 /// Why a request is not answered by the server.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Refusal {
     /// For audit and metrics.
     pub reason: Reason,
@@ -39,6 +41,8 @@ pub struct Refusal {
     pub told: bool,
     /// Further header.
     pub header: Option<(header::HeaderName, HeaderValue)>,
+    /// Further members of the error's `data`.
+    pub data: Option<Box<Value>>,
 }
 
 impl Refusal {
@@ -51,6 +55,7 @@ impl Refusal {
             message: message.into(),
             told: true,
             header: None,
+            data: None,
         }
     }
 
@@ -92,24 +97,41 @@ impl Refusal {
     }
 
     /// The answer of a server that does not have what is asked for.
-    pub fn unknown(reason: Reason, what: &str, name: &str, modern: bool) -> Self {
-        let code = match (what, modern) {
-            ("resource", false) => RESOURCE_NOT_FOUND,
-            _ => INVALID_PARAMS,
+    pub fn unknown(reason: Reason, what: &str, name: &str, era: Era) -> Self {
+        let is_resource = what == "resource";
+        let (code, status) = match era {
+            Era::Legacy if is_resource => (RESOURCE_NOT_FOUND, StatusCode::OK),
+            Era::Legacy => (INVALID_PARAMS, StatusCode::OK),
+            // Invalid params are a bad request in this era.
+            Era::Modern => (INVALID_PARAMS, StatusCode::BAD_REQUEST),
         };
+        let data = is_resource.then(|| Box::new(json!({"uri": name})));
         Self {
             code,
             told: false,
-            ..Self::new(reason, StatusCode::OK, format!("Unknown {what}: {name}"))
+            data,
+            ..Self::new(reason, status, format!("Unknown {what}: {name}"))
+        }
+    }
+
+    /// A resource whose URI can be written in another way too.
+    pub fn not_normal(era: Era) -> Self {
+        let message = "params.uri is not in the normal form of RFC 3986 §6.2.2: lower-case scheme and host, upper-case percent-encodings and only where they are needed, no dot segments";
+        let status = match era {
+            Era::Legacy => StatusCode::OK,
+            Era::Modern => StatusCode::BAD_REQUEST,
+        };
+        Self {
+            code: INVALID_PARAMS,
+            ..Self::new(Reason::UriNotNormal, status, message)
         }
     }
 
     /// The answer of a server that does not have the method.
-    pub fn method(method: &str, modern: bool) -> Self {
-        let status = if modern {
-            StatusCode::NOT_FOUND
-        } else {
-            StatusCode::OK
+    pub fn method(method: &str, era: Era) -> Self {
+        let status = match era {
+            Era::Legacy => StatusCode::OK,
+            Era::Modern => StatusCode::NOT_FOUND,
         };
         Self {
             code: METHOD_NOT_FOUND,
@@ -139,14 +161,21 @@ impl Refusal {
         }
     }
 
+    /// The JSON-RPC error, as the answer to the request with this id.
+    pub fn message(&self, id: Option<&RawValue>) -> String {
+        let mut error = json!({"code": self.code, "message": self.message});
+        if let Some(data) = &self.data {
+            error["data"] = Value::clone(data);
+        }
+        if self.told {
+            error["data"]["reason"] = json!(self.reason);
+        }
+        json!({"jsonrpc": "2.0", "id": id, "error": error}).to_string()
+    }
+
     /// The answer, to the request with this id.
     pub fn into_response(self, id: Option<&RawValue>) -> Response<Body> {
-        let mut error = json!({"code": self.code, "message": self.message});
-        if self.told {
-            error["data"] = json!({"reason": self.reason});
-        }
-        let error = json!({"jsonrpc": "2.0", "id": id, "error": error});
-        let mut answer = Response::new(body::full(error.to_string()));
+        let mut answer = Response::new(body::full(self.message(id)));
         *answer.status_mut() = self.status;
         answer.headers_mut().insert(
             header::CONTENT_TYPE,
@@ -165,6 +194,8 @@ impl From<UpstreamError> for Refusal {
             UpstreamError::SessionUnknown => StatusCode::NOT_FOUND,
             UpstreamError::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
             UpstreamError::Refused(_) => StatusCode::BAD_REQUEST,
+            UpstreamError::Conflict(_) => StatusCode::CONFLICT,
+            UpstreamError::Unsupported(_) => StatusCode::OK,
             UpstreamError::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
             UpstreamError::Connect(_) | UpstreamError::Exited(_) | UpstreamError::Invalid(_) => {
                 StatusCode::BAD_GATEWAY
@@ -175,6 +206,13 @@ impl From<UpstreamError> for Refusal {
             UpstreamError::Exited(_) => "the server ended".to_owned(),
             error => error.to_string(),
         };
-        Self::new(error.reason(), status, message)
+        let refusal = Self::new(error.reason(), status, message);
+        match error {
+            UpstreamError::Unsupported(_) => Self {
+                code: INTERNAL_ERROR,
+                ..refusal
+            },
+            _ => refusal,
+        }
     }
 }

@@ -9,8 +9,9 @@ use policy::Reason;
 
 use crate::{
     config::Active,
+    era::{Era, MCP_METHOD, MCP_NAME, PARAM_PREFIX},
     refusal::Refusal,
-    upstream::http::{PROTOCOL_VERSION, SESSION_ID},
+    sessions::SESSION_ID,
 };
 
 /// Headers that pass on to the server, and whether each may come only once.
@@ -28,10 +29,6 @@ const FORWARDED: &[(&str, bool)] = &[
     ("tracestate", false),
     ("user-agent", false),
 ];
-/// Prefix of headers that a tool's schema names (revision 2026-07-28).
-const PARAM_PREFIX: &str = "mcp-param-";
-/// First revision without handshake and sessions.
-const MODERN: &str = "2026-07-28";
 
 /// Checks `Host` and `Origin` against the names of this server (DNS rebinding).
 ///
@@ -127,18 +124,45 @@ pub fn forwarded_headers(method: &Method, headers: &HeaderMap) -> Result<HeaderM
     {
         return unsupported("Content-Type must be application/json");
     }
-    if is_modern(headers) {
-        forwarded.remove(SESSION_ID); // This revision has no sessions; a stale one means nothing.
-    }
     Ok(forwarded)
 }
 
-/// Whether the request says that it is of revision 2026-07-28 or later.
-pub fn is_modern(headers: &HeaderMap) -> bool {
-    headers
-        .get(PROTOCOL_VERSION)
-        .and_then(|version| version.to_str().ok())
-        .is_some_and(|version| version >= MODERN)
+/// Headers that mean nothing in an era do not pass in it.
+pub fn keep_to_era(headers: &mut HeaderMap, era: Era) {
+    match era {
+        // No sessions; a stale one means nothing.
+        Era::Modern => drop(headers.remove(SESSION_ID)),
+        Era::Legacy => {
+            let params: Vec<_> = headers
+                .keys()
+                .filter(|name| name.as_str().starts_with(PARAM_PREFIX))
+                .cloned()
+                .collect();
+            for name in params.iter().chain([&MCP_METHOD, &MCP_NAME]) {
+                headers.remove(name);
+            }
+        }
+    }
+}
+
+/// Whether `Accept` takes a type (RFC 9110 §12.5.1; weights are not looked at).
+/// Without the header, anything goes.
+pub fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
+    let mut values = headers.get_all(header::ACCEPT).iter().peekable();
+    if values.peek().is_none() {
+        return true;
+    }
+    let (main, _) = wanted.split_once('/').unwrap_or_default();
+    values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|range| {
+            let range = range.split(';').next().unwrap_or_default().trim();
+            let is_main = range
+                .strip_suffix("/*")
+                .is_some_and(|range| range.eq_ignore_ascii_case(main));
+            range == "*/*" || is_main || range.eq_ignore_ascii_case(wanted)
+        })
 }
 
 /// Whether a `Content-Type` names this type, whatever its parameters.
@@ -146,6 +170,10 @@ pub fn is_type(value: &[u8], wanted: &str) -> bool {
     let essence = value.split(|byte| *byte == b';').next().unwrap_or_default();
     essence.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes())
 }
+
+/// The `Allow` header of 405 in revision 2026-07-28.
+pub const ALLOW_POST: (HeaderName, http::HeaderValue) =
+    (header::ALLOW, http::HeaderValue::from_static("POST"));
 
 /// The `Allow` header of 405.
 pub const ALLOW: (HeaderName, http::HeaderValue) = (

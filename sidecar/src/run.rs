@@ -13,10 +13,11 @@ use policy::{Compiled, Context, PolicySource, compile};
 
 use crate::{
     dev::DevIssuer,
+    host::Settings,
+    peer::Peers,
     pipeline::now,
-    server::{ADMIN_PORT, AuditThread, MCP_PORT, Server, Target},
+    server::{ADMIN_PORT, AuditThread, Listen, MCP_PORT, Server, Target},
     source,
-    upstream::stdio::Connector,
 };
 
 /// Largest file.
@@ -113,11 +114,16 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
     let stdio = upstream.is_none();
     let target = match upstream {
         Some(url) => Target::Url(url),
-        None => Target::Process(Connector::Command(command)),
+        None => Target::Command(command),
     };
     first.note(stdio);
     let bundle = first.compile(listen, issuer.as_ref())?;
-    let server = Server::bind(Some(listen), Some(admin), target).await?;
+    let listens = Listen {
+        mcp: Some(listen),
+        admin: Some(admin),
+        peer: None,
+    };
+    let server = Server::bind(listens, Peers::alone(), target, first.settings()).await?;
     let bundle = if listen.port() == 0 {
         first.compile(server.address, issuer.as_ref())?
     } else {
@@ -212,6 +218,16 @@ impl Manifests {
                     name(&policy.metadata)
                 );
             }
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        let stdio = self.server.spec.transport.stdio.clone().unwrap_or_default();
+        Settings {
+            sharing: stdio.process.into(),
+            max_processes: usize::try_from(stdio.max_processes).unwrap_or(usize::MAX),
+            idle_timeout: stdio.idle_timeout.get(),
+            startup_timeout: stdio.startup_timeout.get(),
         }
     }
 

@@ -3,10 +3,12 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use crate::{
-    Shared, metrics,
-    server::{AuditThread, Server, Target},
+    Shared,
+    host::{Settings, Sharing},
+    metrics,
+    peer::{self, Peers},
+    server::{AuditThread, Listen, Server, Target},
     source,
-    upstream::stdio::Connector,
 };
 
 /// Arguments of `serve`.
@@ -23,6 +25,37 @@ pub struct Args {
     /// Address of the admin port [default: all addresses, port 9441].
     #[arg(long)]
     admin: Option<SocketAddr>,
+    /// Who gets a process of a stdio server.
+    #[arg(long, value_enum, default_value = "per-session")]
+    process: Sharing,
+    /// Processes of a stdio server at most, beside the sidecar's own.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
+    max_processes: u16,
+    /// A process without a call and without an open stream ends after this time.
+    #[arg(long, default_value = "10m")]
+    idle_timeout: crds::Duration,
+    /// Until the handshake with a server has to be done.
+    #[arg(long, default_value = "60s")]
+    startup_timeout: crds::Duration,
+    #[command(flatten)]
+    peer: PeerArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct PeerArgs {
+    /// Name of this replica, as others know it: the pod's.
+    #[arg(long, value_name = "NAME", default_value = peer::LOCAL)]
+    replica: String,
+    /// File with the token that this replica shows to others. Without it there
+    /// are no others, and no peer port.
+    #[arg(long, value_name = "FILE")]
+    peer_token: Option<PathBuf>,
+    /// Address of the peer port [default: all addresses, port 9442].
+    #[arg(long, value_name = "ADDRESS", requires = "peer_token")]
+    peer: Option<SocketAddr>,
+    /// Peer port of the others.
+    #[arg(long, value_name = "PORT", default_value_t = peer::PORT)]
+    peer_port: u16,
 }
 
 #[derive(Debug, clap::Args)]
@@ -46,13 +79,37 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         target: TargetArgs { upstream, socket },
         listen,
         admin,
+        process,
+        max_processes,
+        idle_timeout,
+        startup_timeout,
+        peer,
     } = args;
+    let settings = Settings {
+        sharing: process,
+        max_processes: max_processes.into(),
+        idle_timeout: idle_timeout.get(),
+        startup_timeout: startup_timeout.get(),
+    };
     let target = match (upstream, socket) {
         (Some(url), _) => Target::Url(url),
-        (None, Some(socket)) => Target::Process(Connector::Socket(socket)),
+        (None, Some(socket)) => Target::Socket(socket),
         (None, None) => anyhow::bail!("--upstream or --socket is required"),
     };
-    let server = Server::bind(listen, admin, target).await?;
+    let listen = Listen {
+        mcp: listen,
+        admin,
+        peer: peer.peer_token.is_some().then_some(peer.peer),
+    };
+    let peers = match &peer.peer_token {
+        Some(_) => Peers::new(peer.replica, peer.peer_port),
+        None => Peers::alone(),
+    };
+    let server = Server::bind(listen, peers, target, settings).await?;
+    if let Some(token) = peer.peer_token {
+        let peers = Arc::clone(&server.shared.peers);
+        tokio::spawn(peers.follow(bundle.join(peer::FILE), token));
+    }
     let file = bundle.join(policy::bundle::FILE);
     let shared = Arc::clone(&server.shared);
     tokio::spawn(source::watch(vec![file.clone()], move || {

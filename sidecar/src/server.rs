@@ -1,6 +1,6 @@
 //! Starts the parts and ends them in order, for `serve` and for `run`.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::{
@@ -13,14 +13,14 @@ use crate::{
     Shared, admin,
     audit::Audit,
     config, counters,
-    front::{self, Phase},
+    fit::Strays,
+    front::{self, Door, Phase},
+    host::{Connector, Host, Settings},
     metrics::Metrics,
+    peer::{self, Peers},
     probe::{self, Seen},
-    upstream::{
-        Upstream,
-        http::HttpUpstream,
-        stdio::{Connector, StdioUpstream},
-    },
+    sessions::Sessions,
+    upstream::{Eras, ParamHeaders, Upstream, http},
 };
 
 /// The MCP port.
@@ -40,9 +40,21 @@ pub type AuditThread = std::thread::JoinHandle<()>;
 /// Where the wrapped server is.
 pub enum Target {
     /// Behind a port.
-    Url(http::Uri),
-    /// Behind the shim, or a command of our own.
-    Process(Connector),
+    Url(::http::Uri),
+    /// Behind the shim.
+    Socket(PathBuf),
+    /// A command of our own.
+    Command(Vec<String>),
+}
+
+/// Where a sidecar listens, and beside whom.
+pub struct Listen {
+    /// Address of the MCP port; none: all addresses.
+    pub mcp: Option<SocketAddr>,
+    /// Address of the admin port; none: all addresses.
+    pub admin: Option<SocketAddr>,
+    /// Address of the peer port, where there is to be one; none: all addresses.
+    pub peer: Option<Option<SocketAddr>>,
 }
 
 /// A sidecar whose listeners are bound.
@@ -53,8 +65,10 @@ pub struct Server {
     pub address: SocketAddr,
     mcp: TcpListener,
     admin: TcpListener,
+    peer: Option<TcpListener>,
     phase: watch::Sender<Phase>,
     seen: watch::Sender<Seen>,
+    eras: watch::Sender<Option<Eras>>,
     audit_thread: AuditThread,
 }
 
@@ -64,31 +78,30 @@ impl Server {
     /// # Errors
     /// Where an address cannot be had.
     pub async fn bind(
-        listen: Option<SocketAddr>,
-        admin: Option<SocketAddr>,
+        listen: Listen,
+        peers: Peers,
         target: Target,
+        settings: Settings,
     ) -> anyhow::Result<Self> {
-        let mcp = front::bind(listen, MCP_PORT)
-            .await
-            .with_context(|| bind_error("--listen", listen, MCP_PORT))?;
-        let admin_listener = front::bind(admin, ADMIN_PORT)
-            .await
-            .with_context(|| bind_error("--admin", admin, ADMIN_PORT))?;
-        let metrics = Metrics::default();
-        let upstream = match target {
-            Target::Url(uri) => Upstream::Http(Box::new(
-                HttpUpstream::new(uri).map_err(anyhow::Error::msg)?,
-            )),
-            Target::Process(connector) => {
-                Upstream::Stdio(StdioUpstream::new(connector, metrics.processes.clone()))
-            }
+        let mcp = bind("--listen", listen.mcp, MCP_PORT).await?;
+        let admin = bind("--admin", listen.admin, ADMIN_PORT).await?;
+        let peer = match listen.peer {
+            Some(address) => Some(bind("--peer", address, peer::PORT).await?),
+            None => None,
         };
+        let metrics = Metrics::default();
+        let (eras, eras_seen) = watch::channel(None);
+        let upstream = upstream(target, settings, &metrics, eras_seen)?;
         let (audit, audit_thread) = Audit::start(std::io::stdout())?;
         let (phase, phase_seen) = watch::channel(Phase::Serving);
         let (seen, seen_seen) = watch::channel(Seen::default());
         let shared = Arc::new(Shared {
             config: config::Store::default(),
             upstream: Arc::new(upstream),
+            peers: Arc::new(peers),
+            intake: front::Intake::default(),
+            sessions: Sessions::default(),
+            strays: Strays::default(),
             counters: counters::Counters::default(),
             audit,
             metrics,
@@ -96,14 +109,19 @@ impl Server {
             phase: phase_seen,
         });
         let address = mcp.local_addr()?;
-        tracing::info!(mcp = %address, admin = %admin_listener.local_addr()?, "listening");
+        if let Some(peer) = &peer {
+            tracing::info!(peer = %peer.local_addr()?, "listening");
+        }
+        tracing::info!(mcp = %address, admin = %admin.local_addr()?, "listening");
         Ok(Self {
             shared,
             address,
             mcp,
-            admin: admin_listener,
+            admin,
+            peer,
             phase,
             seen,
+            eras,
             audit_thread,
         })
     }
@@ -118,8 +136,10 @@ impl Server {
             address: _,
             mcp,
             admin,
+            peer,
             phase,
             seen,
+            eras,
             audit_thread,
         } = self;
         let (mut term, mut int) = (
@@ -128,9 +148,15 @@ impl Server {
         );
         let mut drain = signal(SignalKind::user_defined1())?;
         tokio::spawn(admin::serve(Arc::clone(&shared), admin));
-        tokio::spawn(probe::run(Arc::clone(&shared.upstream), seen));
+        tokio::spawn(probe::run(Arc::clone(&shared.upstream), seen, eras));
         tokio::spawn(sweep(Arc::clone(&shared.upstream)));
-        let front = tokio::spawn(front::serve(Arc::clone(&shared), mcp, phase.subscribe()));
+        let fronts = [(Some(mcp), Door::Callers), (peer, Door::Peers)];
+        let fronts = fronts.into_iter().filter_map(|(listener, door)| {
+            let (shared, phase) = (Arc::clone(&shared), phase.subscribe());
+            Some(tokio::spawn(front::serve(shared, listener?, door, phase)))
+        });
+        let front = futures::future::join_all(fronts);
+        tokio::pin!(front);
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
@@ -144,7 +170,7 @@ impl Server {
         }
         phase.send_replace(Phase::Draining);
         let finished = async {
-            tokio::select! { _ = front => true, _ = int.recv() => false, () = tokio::time::sleep(DRAIN) => false }
+            tokio::select! { _ = &mut front => true, _ = int.recv() => false, () = tokio::time::sleep(DRAIN) => false }
         };
         if !finished.await {
             tracing::warn!("calls in flight are cut off");
@@ -154,17 +180,42 @@ impl Server {
     }
 }
 
-fn bind_error(flag: &str, address: Option<SocketAddr>, port: u16) -> String {
-    let address = address.map_or_else(|| format!("port {port}"), |address| address.to_string());
-    format!("{address} cannot be bound: choose another address with {flag}")
+async fn bind(flag: &str, address: Option<SocketAddr>, port: u16) -> anyhow::Result<TcpListener> {
+    let bound = front::bind(address, port).await;
+    bound.with_context(|| {
+        let address = address.map_or_else(|| format!("port {port}"), |address| address.to_string());
+        format!("{address} cannot be bound: choose another address with {flag}")
+    })
+}
+
+fn upstream(
+    target: Target,
+    settings: Settings,
+    metrics: &Metrics,
+    eras: watch::Receiver<Option<Eras>>,
+) -> anyhow::Result<Upstream> {
+    let params = Arc::new(ParamHeaders::default());
+    let (server, connector) = match target {
+        Target::Socket(path) => (None, Connector::Socket(path)),
+        Target::Command(command) => (None, Connector::Command(command)),
+        Target::Url(uri) => {
+            let server = http::Server::new(uri, Arc::clone(&params)).map_err(anyhow::Error::msg)?;
+            let server = Arc::new(server);
+            (Some(Arc::clone(&server)), Connector::Http(server))
+        }
+    };
+    let host = Host::new(connector, settings, metrics.processes.clone(), eras.clone());
+    Ok(Upstream {
+        server,
+        host,
+        eras,
+        params,
+    })
 }
 
 async fn sweep(upstream: Arc<Upstream>) {
-    let Upstream::Stdio(stdio) = &*upstream else {
-        return;
-    };
     loop {
         tokio::time::sleep(Duration::from_secs(5)).await;
-        stdio.sweep();
+        upstream.host.sweep();
     }
 }

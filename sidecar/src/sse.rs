@@ -131,6 +131,11 @@ pub fn with_data(event: &[u8], data: &[u8]) -> Bytes {
     out.freeze()
 }
 
+/// An event that carries one message, with an id by which it can be resumed after.
+pub fn event_with_id(id: &str, data: &[u8]) -> Bytes {
+    with_data(format!("event: message\nid: {id}\n").as_bytes(), data)
+}
+
 /// An event that carries one message.
 pub fn event(data: &[u8]) -> Bytes {
     with_data(b"event: message\n", data)

@@ -35,7 +35,7 @@ fn no_limits() -> Value {
 async fn a_call_passes_unchanged_and_nothing_else_does() {
     let script = Script::start(echo).await;
     let sidecar = in_front_of(&script, allow(json!(["get_*"])), no_limits()).await;
-    let odd = "{ \"jsonrpc\":\"2.0\", \"id\": \"\\u0041\",\n\"method\":\"tools/call\",\"params\":{\"arguments\":{\"n\":1.50,\"big\":12345678901234567890123},\"name\":\"get_order\"}}";
+    let odd = "{ \"jsonrpc\":\"2.0\", \"id\": \"\\u0041\",\n\"method\":\"tools/call\",\"params\":{\"arguments\":{\"n\":1.50,\"big\":9007199254740991},\"name\":\"get_order\"}}";
     let forged = [
         ("toolward-identity", "x"),
         ("x-forwarded-user", "root"),
@@ -210,7 +210,13 @@ async fn refusals_before_the_decision() {
             415,
             "Malformed",
         ),
-        (&token, vec![], &batch, 400, "Malformed"),
+        (
+            &token,
+            vec![("mcp-protocol-version", "2025-06-18")],
+            &batch,
+            400,
+            "Malformed",
+        ),
         (&token, vec![], &twice, 400, "Malformed"),
         (&token, vec![], &large, 413, "TooLarge"),
     ] {
@@ -467,16 +473,21 @@ async fn sessions_belong_to_whoever_opened_them() {
     assert_eq!(unknown.status, 404, "a session that nobody opened");
     let initialize =
         json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {}}).to_string();
-    assert_eq!(
-        sidecar.post(&alice, &[], initialize).await.headers["mcp-session-id"],
-        "s-1"
-    );
+    let opened = sidecar.post(&alice, &[], initialize).await;
+    let id = opened.headers["mcp-session-id"].to_str().unwrap();
+    assert!(id.len() > 32 && id.ends_with("-local"), "{id}");
+    let session = [("mcp-session-id", id)];
     assert_eq!(
         sidecar
             .post(&alice, &session, call("get_order").to_string())
             .await
             .status,
         200
+    );
+    assert_eq!(
+        script.last().headers["mcp-session-id"],
+        "s-1",
+        "the server's own id"
     );
     let stolen = sidecar
         .post(&bob, &session, call("get_order").to_string())
@@ -513,7 +524,7 @@ async fn without_a_bundle_everything_is_denied_and_a_bad_one_changes_nothing() {
     let newer = good
         .to_json()
         .unwrap()
-        .replace("\"version\":1", "\"version\":9");
+        .replace("\"version\":2", "\"version\":9");
     common::write(&sidecar.folder, &newer);
     until("the newer bundle was refused", async || {
         sidecar.admin("/status").await.1.contains("version 9")

@@ -3,6 +3,7 @@
 mod kubernetes;
 mod node;
 mod packages;
+mod python;
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,18 @@ pub struct Tools {
     pub node: PathBuf,
     /// The helm program.
     pub helm: PathBuf,
+}
+
+/// What the conformance suite of MCP needs.
+#[derive(Clone, Debug)]
+pub struct Conformance {
+    /// The `node` program.
+    pub node: PathBuf,
+    /// Folder of the suite: `dist/index.js`, and `requirements` with what each
+    /// revision of the specification requires.
+    pub suite: PathBuf,
+    /// Folder for `PYTHONPATH` with `mcp`, which the fixture server is built on.
+    pub python: PathBuf,
 }
 
 impl Tools {
@@ -52,6 +65,20 @@ impl Tools {
         let script =
             folder.join("node_modules/@modelcontextprotocol/server-everything/dist/index.js");
         Ok((node.join("bin/node"), script))
+    }
+
+    /// The conformance suite and what its fixture server needs; no root is
+    /// needed where unzip and pip are there.
+    pub fn conformance(checkout: &Path) -> Result<Conformance> {
+        packages::ensure_unzip()?;
+        let pins = checkout.join("e2e/node");
+        let node = node::ensure(&pins)?;
+        let suite = "node_modules/@modelcontextprotocol/conformance";
+        Ok(Conformance {
+            suite: node::conformance(&pins, &node)?.join(suite),
+            node: node.join("bin/node"),
+            python: python::packages(&checkout.join("e2e/python"))?,
+        })
     }
 
     /// One of the Kubernetes programs, etcd or coredns.

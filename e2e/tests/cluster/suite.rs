@@ -99,7 +99,8 @@ impl Scope {
 
     /// Runs kubectl in the test's namespace.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
-        let args = [args, &["-n", &self.namespace]].concat();
+        // First: after `--`, it would go to the command of `exec`.
+        let args = [&["-n", &self.namespace], args].concat();
         self.cluster.kubectl(&args).await
     }
 

@@ -1,17 +1,21 @@
-//! The ConfigMap that carries the bundle.
+//! The ConfigMap that carries the bundle and the list of replicas.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::ConfigMap;
+use policy::{bundle, peers};
 
 use super::Owner;
 use crate::names::{MANAGED_LABEL, config_map_name};
 
-/// The ConfigMap with a server's bundle.
-pub fn config_map(owner: &Owner, bundle: String) -> ConfigMap {
+/// The ConfigMap with a server's bundle and its list of replicas.
+pub fn config_map(owner: &Owner, bundle: String, peers: String) -> ConfigMap {
     ConfigMap {
         metadata: owner.metadata(config_map_name(&owner.name), &[(MANAGED_LABEL, "true")]),
-        data: Some(BTreeMap::from([(policy::bundle::FILE.to_owned(), bundle)])),
+        data: Some(BTreeMap::from([
+            (bundle::FILE.to_owned(), bundle),
+            (peers::FILE.to_owned(), peers),
+        ])),
         ..ConfigMap::default()
     }
 }

@@ -8,7 +8,8 @@ use k8s_openapi::{
         apps::v1::{Deployment, DeploymentSpec},
         core::v1::{
             ConfigMapVolumeSource, EmptyDirVolumeSource, LocalObjectReference, PodSpec,
-            PodTemplateSpec, Volume,
+            PodTemplateSpec, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume,
+            VolumeProjection,
         },
     },
     apimachinery::pkg::{
@@ -22,6 +23,8 @@ use crate::names::{SERVER_CONTAINER, config_map_name};
 
 /// Time to finish calls, and then for the server to end.
 const GRACE_SECONDS: i64 = 30;
+/// The kubelet renews the token after four fifths of this time.
+const PEER_TOKEN_SECONDS: i64 = 3600;
 
 /// The Deployment of a server. `replicas` is only set where the server sets
 /// it: else `kubectl scale` and autoscalers own the number.
@@ -68,7 +71,7 @@ fn pod_spec(owner: &Owner, server: &McpServer, sidecar: &SidecarImage) -> PodSpe
     PodSpec {
         init_containers: Some(init_containers),
         containers: vec![pod::server(&server.spec)],
-        volumes: Some(volumes(&owner.name, stdio)),
+        volumes: Some(volumes(owner, stdio)),
         service_account_name: deployment
             .service_account_name
             .as_ref()
@@ -81,7 +84,7 @@ fn pod_spec(owner: &Owner, server: &McpServer, sidecar: &SidecarImage) -> PodSpe
     }
 }
 
-fn volumes(server: &str, stdio: bool) -> Vec<Volume> {
+fn volumes(owner: &Owner, stdio: bool) -> Vec<Volume> {
     let empty = |name: &str, limit: &str| Volume {
         name: name.to_owned(),
         empty_dir: Some(EmptyDirVolumeSource {
@@ -90,17 +93,38 @@ fn volumes(server: &str, stdio: bool) -> Vec<Volume> {
         }),
         ..Volume::default()
     };
-    let mut volumes = vec![Volume {
+    let bundle = Volume {
         name: pod::BUNDLE_VOLUME.to_owned(),
         config_map: Some(ConfigMapVolumeSource {
-            name: config_map_name(server),
+            name: config_map_name(&owner.name),
             ..ConfigMapVolumeSource::default()
         }),
         ..Volume::default()
-    }];
+    };
+    let mut volumes = vec![bundle, peer_token(owner)];
     if stdio {
         volumes.push(empty(pod::BIN_VOLUME, "64Mi"));
         volumes.push(empty(pod::RUN_VOLUME, "1Mi"));
     }
     volumes
+}
+
+/// The token with which the sidecar proves to others of this server who it is.
+fn peer_token(owner: &Owner) -> Volume {
+    let token = ServiceAccountTokenProjection {
+        audience: Some(policy::peers::audience(&owner.uid)),
+        expiration_seconds: Some(PEER_TOKEN_SECONDS),
+        path: pod::PEER_TOKEN_FILE.to_owned(),
+    };
+    Volume {
+        name: pod::PEER_VOLUME.to_owned(),
+        projected: Some(ProjectedVolumeSource {
+            sources: Some(vec![VolumeProjection {
+                service_account_token: Some(token),
+                ..VolumeProjection::default()
+            }]),
+            ..ProjectedVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
 }

@@ -1,11 +1,13 @@
 //! The containers of a server's pod.
 //!
 //! Invariants: the server's container has a UID of its own, no token and none
-//! of the sidecar's files but, for Stdio, the shim and its socket.
+//! of the sidecar's files but, for Stdio, the shim and its socket. The UIDs of
+//! server and sidecar differ, so that the kubelet makes the sidecar's token
+//! readable for it without an fsGroup.
 
 use std::collections::BTreeMap;
 
-use crds::{DeploymentSpec, McpServerSpec, Transport, TransportType};
+use crds::{DeploymentSpec, McpServerSpec, ProcessMode, StdioTransport, Transport, TransportType};
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, ConfigMapEnvSource, ConfigMapKeySelector, Container, ContainerPort,
@@ -17,13 +19,18 @@ use k8s_openapi::{
 };
 
 use super::SidecarImage;
-use crate::names::{ADMIN_PORT, INSTALL_CONTAINER, MCP_PORT, SERVER_CONTAINER, SIDECAR_CONTAINER};
+use crate::names::{
+    ADMIN_PORT, INSTALL_CONTAINER, MCP_PORT, PEER_PORT, SERVER_CONTAINER, SIDECAR_CONTAINER,
+};
 
 pub(super) const BUNDLE_VOLUME: &str = "toolward-bundle";
 pub(super) const BIN_VOLUME: &str = "toolward-bin";
 pub(super) const RUN_VOLUME: &str = "toolward-run";
+pub(super) const PEER_VOLUME: &str = "toolward-peer";
+pub(super) const PEER_TOKEN_FILE: &str = "token";
 
 const BUNDLE_DIR: &str = "/etc/toolward/bundle";
+const PEER_DIR: &str = "/var/run/toolward/peer";
 const BIN_DIR: &str = "/toolward/bin";
 const RUN_DIR: &str = "/toolward/run";
 const SOCKET: &str = "/toolward/run/mcp.sock";
@@ -56,9 +63,15 @@ pub(super) fn sidecar(transport: &Transport, sidecar: &SidecarImage) -> Containe
         ..ContainerPort::default()
     };
     let mut args = strings(&["serve", "--bundle", BUNDLE_DIR]);
-    let mut mounts = vec![mount(BUNDLE_VOLUME, BUNDLE_DIR, true)];
+    args.extend(strings(&["--replica", "$(POD_NAME)", "--peer-token"]));
+    args.push(format!("{PEER_DIR}/{PEER_TOKEN_FILE}"));
+    let mut mounts = vec![
+        mount(BUNDLE_VOLUME, BUNDLE_DIR, true),
+        mount(PEER_VOLUME, PEER_DIR, true),
+    ];
     if is_stdio(transport) {
         args.extend(strings(&["--socket", SOCKET]));
+        args.extend(processes(&transport.stdio.clone().unwrap_or_default()));
         mounts.push(mount(RUN_VOLUME, RUN_DIR, true));
     } else {
         let http = transport.http.clone().unwrap_or_default();
@@ -80,6 +93,7 @@ pub(super) fn sidecar(transport: &Transport, sidecar: &SidecarImage) -> Containe
         ports: Some(vec![
             port("mcp", MCP_PORT),
             port("admin", i32::from(ADMIN_PORT)),
+            port("peers", PEER_PORT),
         ]),
         startup_probe: Some(probe("/healthz", 1, 60)),
         liveness_probe: Some(probe("/healthz", 10, 3)),
@@ -96,6 +110,31 @@ pub(super) fn sidecar(transport: &Transport, sidecar: &SidecarImage) -> Containe
         volume_mounts: Some(mounts),
         ..sidecar_image(sidecar)
     }
+}
+
+/// How the processes of a stdio server live, on the sidecar's command line.
+fn processes(stdio: &StdioTransport) -> [String; 8] {
+    let StdioTransport {
+        process,
+        max_processes,
+        idle_timeout,
+        startup_timeout,
+    } = stdio;
+    let process = match process {
+        ProcessMode::PerSession => "per-session",
+        ProcessMode::PerUser => "per-user",
+        ProcessMode::Shared => "shared",
+    };
+    [
+        "--process".to_owned(),
+        process.to_owned(),
+        "--max-processes".to_owned(),
+        max_processes.to_string(),
+        "--idle-timeout".to_owned(),
+        idle_timeout.to_string(),
+        "--startup-timeout".to_owned(),
+        startup_timeout.to_string(),
+    ]
 }
 
 /// What all containers of the sidecar's image have in common.

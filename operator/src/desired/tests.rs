@@ -31,7 +31,7 @@ fn server(spec: &str) -> McpServer {
 fn stdio() {
     let server = server(
         "
-  transport: {type: Stdio}
+  transport: {type: Stdio, stdio: {process: PerUser, maxProcesses: 7, idleTimeout: 90s}}
   deployment:
     image: registry.example/orders-mcp:1.4
     command: [node, /srv/index.js]
@@ -67,5 +67,39 @@ fn streamable_http() {
 #[test]
 fn service_and_config_map() {
     insta::assert_yaml_snapshot!(service(&owner()));
-    insta::assert_yaml_snapshot!(config_map(&owner(), "{}".to_owned()));
+    insta::assert_yaml_snapshot!(config_map(&owner(), "{}".to_owned(), "[]".to_owned()));
+}
+
+/// A token of the pod would let the server speak as a replica.
+#[test]
+fn only_the_sidecar_has_the_token_for_its_peers() {
+    for transport in ["Stdio", "StreamableHttp"] {
+        let server = server(&format!(
+            "
+  transport: {{type: {transport}}}
+  deployment: {{image: registry.example/orders-mcp:1.4, command: [/orders], serviceAccountName: orders}}
+"
+        ));
+        let spec = deployment(&owner(), &server, &sidecar()).spec.unwrap();
+        let pod = spec.template.spec.unwrap();
+        let tokens = |volume: &k8s_openapi::api::core::v1::Volume| {
+            let sources = volume.projected.as_ref().and_then(|p| p.sources.as_ref());
+            let mut sources = sources.into_iter().flatten();
+            let token = sources.find_map(|source| source.service_account_token.clone());
+            token.map(|token| (volume.name.clone(), token.audience.unwrap()))
+        };
+        let tokens: Vec<_> = pod.volumes.iter().flatten().filter_map(tokens).collect();
+        let audience = "toolward-peer/0c5f4e6a-1111-2222-3333-444455556666";
+        assert_eq!(tokens, [(pod::PEER_VOLUME.to_owned(), audience.to_owned())]);
+        assert_eq!(pod.automount_service_account_token, Some(false));
+        let containers = pod.init_containers.iter().flatten().chain(&pod.containers);
+        let with: Vec<_> = containers
+            .filter(|container| {
+                let mut mounts = container.volume_mounts.iter().flatten();
+                mounts.any(|mount| mount.name == pod::PEER_VOLUME)
+            })
+            .map(|container| container.name.as_str())
+            .collect();
+        assert_eq!(with, [crate::names::SIDECAR_CONTAINER]);
+    }
 }

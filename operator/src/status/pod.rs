@@ -35,8 +35,13 @@ pub fn sidecar_runs(pod: &Pod) -> bool {
 
 /// Whether the pod is there to stay.
 pub fn is_live(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none() && !is_finished(pod)
+}
+
+/// Whether nothing of the pod runs any more.
+pub fn is_finished(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Failed" | "Succeeded"))
+    matches!(phase, Some("Failed" | "Succeeded"))
 }
 
 /// Whether the pod is ready.

@@ -62,8 +62,9 @@ fn report(hash: &str, state: UpstreamState) -> Report {
     Report {
         bundle: BundleReport {
             hash: Some(hash.to_owned()),
-            rejected: None,
+            ..BundleReport::default()
         },
+        peers: None,
         upstream: UpstreamReport {
             state,
             message: "exit status: 2; the end of its standard error: no database".to_owned(),

@@ -1,6 +1,6 @@
 //! A server that speaks Streamable HTTP on a port of this pod.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -11,45 +11,44 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use moka::{policy::EvictionPolicy, sync::Cache};
 
-use super::{Forward, Principal, UpstreamError};
-use crate::body::Body;
+use super::{Answer, Forward, ParamHeaders, UpstreamError};
+use crate::{
+    body::Body,
+    era::{PROTOCOL_VERSION, ParamHeader},
+    sessions::At,
+};
+
+pub use crate::sessions::SESSION_ID;
 
 /// Until a connection is there.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Until the head of the answer is there. An answer in JSON comes when the call
 /// has ended, so this is the longest call.
 const ANSWER: Duration = Duration::from_secs(300);
-/// Sessions whose owner is known; the longest idle one is forgotten first.
-const SESSIONS: u64 = 65_536;
-const SESSION_IDLE: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Header of legacy sessions.
-pub const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
-/// Header of the revision.
-pub const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 
 /// A server behind HTTP.
-pub struct HttpUpstream {
+pub struct Server {
     client: Client<HttpConnector, Full<Bytes>>,
     uri: Uri,
-    sessions: Cache<String, Principal>,
-    /// Ids of lists, by session, for longer than an answer can take.
-    list_ids: Cache<(String, String), ()>,
+    /// Its `Host`: made once, not for each request.
+    host: HeaderValue,
+    params: Arc<ParamHeaders>,
 }
 
-impl HttpUpstream {
+impl Server {
     /// A server at `uri`, which is an `http` URL.
     ///
     /// # Errors
     /// What is wrong with the URL.
-    pub fn new(uri: Uri) -> Result<Self, String> {
+    pub fn new(uri: Uri, params: Arc<ParamHeaders>) -> Result<Self, String> {
         if uri.scheme_str() != Some("http") || uri.host().is_none() || uri.query().is_some() {
             return Err(format!(
                 "{uri} must be a URL such as http://127.0.0.1:8080/mcp: scheme http, a host, no query"
             ));
         }
+        let host = uri.authority().map_or("", |authority| authority.as_str());
+        let host = HeaderValue::from_str(host).map_err(|error| format!("{uri}: {error}"))?;
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT));
         connector.set_nodelay(true);
@@ -58,22 +57,17 @@ impl HttpUpstream {
             .pool_idle_timeout(Duration::from_secs(30))
             .pool_max_idle_per_host(256)
             .build(connector);
-        let sessions = Cache::builder()
-            .eviction_policy(EvictionPolicy::lru())
-            .max_capacity(SESSIONS)
-            .time_to_idle(SESSION_IDLE)
-            .build();
-        let list_ids = Cache::builder()
-            .eviction_policy(EvictionPolicy::lru())
-            .max_capacity(SESSIONS)
-            .time_to_live(2 * ANSWER)
-            .build();
         Ok(Self {
             client,
             uri,
-            sessions,
-            list_ids,
+            host,
+            params,
         })
+    }
+
+    /// Headers that a tool wants.
+    pub fn param_headers(&self, tool: &str) -> Arc<[ParamHeader]> {
+        self.params.of(tool).unwrap_or_default()
     }
 
     /// Sends a request as it is; no session is looked at.
@@ -90,48 +84,26 @@ impl HttpUpstream {
         *request.method_mut() = method;
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = headers;
+        request
+            .headers_mut()
+            .insert(header::HOST, self.host.clone());
         let answer = tokio::time::timeout(ANSWER, self.client.request(request)).await;
         let answer = answer.map_err(|_| UpstreamError::TimedOut(ANSWER.as_secs()))?;
         let answer = answer.map_err(|error| UpstreamError::Connect(chain(&error)))?;
         Ok(answer.map(|body| body.map_err(crate::body::Error::new).boxed_unsync()))
     }
 
-    /// Whether the session of a request belongs to the caller, and the id of a
-    /// list is new in it.
-    ///
-    /// # Errors
-    /// Why the request must not go on.
-    pub(super) fn check(&self, request: &Forward) -> Result<(), UpstreamError> {
-        let Some(session) = request.headers.get(SESSION_ID) else {
-            return Ok(());
-        };
-        let session = session
-            .to_str()
-            .map_err(|_| UpstreamError::SessionUnknown)?;
-        let owner = self.sessions.get(session);
-        if owner.is_none_or(|owner| owner != request.principal) {
-            return Err(UpstreamError::SessionUnknown);
+    /// Sends a decided request, under the server's own id of its session.
+    pub(super) async fn forward(&self, forward: Forward<'_>) -> Result<Answer, UpstreamError> {
+        let is_handshake = forward.handshake().is_some();
+        let mut headers = forward.headers;
+        headers.remove(SESSION_ID);
+        if let Some(session) = &forward.session
+            && let At::Server(id) = &session.at
+        {
+            headers.insert(SESSION_ID, id.clone());
         }
-        // A server that mixes up two requests of one id would send the list as
-        // the answer to a call, which is not filtered.
-        let Some(id) = &request.id else { return Ok(()) };
-        let key = (session.to_owned(), id.clone());
-        if request.is_list {
-            self.list_ids.insert(key, ());
-        } else if self.list_ids.contains_key(&key) {
-            let message = "the id was used by a list in this session: each request needs a new one";
-            return Err(UpstreamError::Refused(message.into()));
-        }
-        Ok(())
-    }
-
-    /// Sends a decided request.
-    pub(super) async fn forward(&self, request: Forward) -> Result<Response<Body>, UpstreamError> {
-        let ended = request.headers.get(SESSION_ID).cloned();
-        let ended = ended.filter(|_| request.method == Method::DELETE);
-        let answer = self
-            .send(request.method, request.headers, request.body)
-            .await?;
+        let answer = self.send(forward.method, headers, forward.body).await?;
         let status = answer.status();
         if status.is_informational() || status.is_redirection() {
             return Err(UpstreamError::Invalid(format!("status {status}")));
@@ -142,32 +114,15 @@ impl HttpUpstream {
             return Err(UpstreamError::Invalid(what));
         }
         let (mut head, body) = answer.into_parts();
-        if status.is_success() {
-            if let Some(session) = ended.as_ref().and_then(|id| id.to_str().ok()) {
-                self.sessions.invalidate(session);
-            }
-            if request.rpc_method.as_deref() == Some("initialize") {
-                self.remember(&head.headers, request.principal)?;
-            }
-        }
+        let session = head.headers.get(SESSION_ID).cloned();
+        let opened = session
+            .filter(|_| status.is_success() && is_handshake)
+            .map(At::Server);
         head.headers = forwarded(&head.headers)?;
-        Ok(Response::from_parts(head, body))
-    }
-
-    fn remember(&self, headers: &HeaderMap, principal: Principal) -> Result<(), UpstreamError> {
-        let Some(id) = headers.get(SESSION_ID).and_then(|id| id.to_str().ok()) else {
-            return Ok(());
-        };
-        if self
-            .sessions
-            .get(id)
-            .is_some_and(|owner| owner != principal)
-        {
-            let what = "it gave a session to a caller that belongs to another";
-            return Err(UpstreamError::Invalid(what.into()));
-        }
-        self.sessions.insert(id.to_owned(), principal);
-        Ok(())
+        Ok(Answer {
+            response: Response::from_parts(head, body),
+            opened,
+        })
     }
 }
 
@@ -178,13 +133,12 @@ const NOT_OURS: [StatusCode; 3] = [
     StatusCode::PROXY_AUTHENTICATION_REQUIRED,
 ];
 /// Headers of the server that pass on to callers.
-const FORWARDED: [HeaderName; 8] = [
+const FORWARDED: [HeaderName; 7] = [
     header::CONTENT_TYPE,
     header::CONTENT_LENGTH,
     header::CACHE_CONTROL,
     header::RETRY_AFTER,
     header::ALLOW,
-    SESSION_ID,
     PROTOCOL_VERSION,
     HeaderName::from_static("x-accel-buffering"),
 ];

@@ -1,16 +1,33 @@
 //! The wrapped server: behind HTTP, or behind the shim's socket.
 
 pub mod http;
-pub mod stdio;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use ::http::{HeaderMap, Method, Response};
 use bytes::Bytes;
 use policy::Reason;
+use serde_json::value::RawValue;
+use tokio::sync::watch;
 
-use crate::body::Body;
+use crate::{
+    body::{self, Body},
+    envelope::{Kind, Message},
+    era::{Era, ParamHeader, Revision},
+    host::{self, Host},
+    refusal::Refusal,
+    sessions::{At, Session},
+};
+
+/// How long requests wait to learn what the server speaks.
+const LEARN: Duration = Duration::from_secs(10);
 
 /// Why a request got no answer of the server.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// No connection.
     #[error("the server cannot be reached: {0}")]
@@ -33,6 +50,12 @@ pub enum UpstreamError {
     /// The request makes no sense for this transport.
     #[error("{0}")]
     Refused(String),
+    /// Something that may be there once is there already.
+    #[error("{0}")]
+    Conflict(String),
+    /// It does not pass between the eras of caller and server.
+    #[error("{0}")]
+    Unsupported(String),
 }
 
 impl UpstreamError {
@@ -41,11 +64,17 @@ impl UpstreamError {
         match self {
             Self::SessionUnknown => Reason::SessionUnknown,
             Self::Overloaded(_) => Reason::Overloaded,
-            Self::Refused(_) => Reason::Malformed,
+            Self::Refused(_) | Self::Conflict(_) | Self::Unsupported(_) => Reason::Malformed,
             Self::Connect(_) | Self::TimedOut(_) | Self::Exited(_) | Self::Invalid(_) => {
                 Reason::UpstreamUnavailable
             }
         }
+    }
+
+    /// As the answer to a request, where its stream is open already.
+    pub fn message(&self, id: &str) -> String {
+        let id: Option<&RawValue> = serde_json::from_str(id).ok();
+        Refusal::from(self.clone()).message(id)
     }
 }
 
@@ -53,52 +82,163 @@ impl UpstreamError {
 pub type Principal = (Option<String>, Option<String>);
 
 /// A request that was decided, ready to go.
-pub struct Forward {
+pub struct Forward<'a> {
     /// HTTP method.
     pub method: Method,
     /// Headers that may pass.
     pub headers: HeaderMap,
     /// The bytes that were decided on.
     pub body: Bytes,
-    /// MCP method of a request or notification.
-    pub rpc_method: Option<String>,
-    /// Id of a request, as written.
-    pub id: Option<String>,
-    /// Whether a list is asked for.
-    pub is_list: bool,
+    /// The same, read.
+    pub messages: Vec<&'a Message<'a>>,
+    /// Whether they stood in an array.
+    pub is_batch: bool,
+    /// With or without handshake and sessions.
+    pub era: Era,
+    /// The session that it names.
+    pub session: Option<Arc<Session>>,
     /// Whose request it is.
     pub principal: Principal,
 }
 
+impl Forward<'_> {
+    /// The message, where it is `initialize`.
+    pub fn handshake(&self) -> Option<&Message<'_>> {
+        let is_handshake = |message: &&&Message<'_>| matches!(&message.kind, Kind::Request { method, .. } if method == "initialize");
+        self.messages.iter().find(is_handshake).copied()
+    }
+}
+
+/// The answer to a request.
+pub struct Answer {
+    /// Head, and body still to stream.
+    pub response: Response<Body>,
+    /// The session that was opened.
+    pub opened: Option<At>,
+}
+
+impl From<Response<Body>> for Answer {
+    fn from(response: Response<Body>) -> Self {
+        Self {
+            response,
+            opened: None,
+        }
+    }
+}
+
+/// What the server speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Eras {
+    /// Revisions up to 2025-11-25.
+    pub legacy: bool,
+    /// Revision 2026-07-28.
+    pub modern: bool,
+}
+
+impl Eras {
+    /// Waits until the server has said what it speaks.
+    ///
+    /// # Errors
+    /// It has not in time.
+    pub async fn known(eras: &watch::Receiver<Option<Self>>) -> Result<Self, UpstreamError> {
+        if let Some(eras) = *eras.borrow() {
+            return Ok(eras);
+        }
+        let mut eras = eras.clone();
+        let known = tokio::time::timeout(LEARN, eras.wait_for(Option::is_some)).await;
+        let known = known.ok().and_then(Result::ok).and_then(|eras| *eras);
+        known.ok_or_else(|| UpstreamError::Connect("it has not answered the handshake yet".into()))
+    }
+}
+
+/// Headers that tools want (`x-mcp-header`), as the sidecar's own lists tell.
+#[derive(Default)]
+pub struct ParamHeaders(RwLock<HashMap<String, Arc<[ParamHeader]>>>);
+
+impl ParamHeaders {
+    /// Replaces what is known.
+    pub fn set(&self, all: HashMap<String, Arc<[ParamHeader]>>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = all;
+    }
+
+    /// Those of a tool.
+    pub fn of(&self, tool: &str) -> Option<Arc<[ParamHeader]>> {
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        all.get(tool).cloned()
+    }
+}
+
 /// The wrapped server.
-pub enum Upstream {
-    /// A server that listens on a port.
-    Http(Box<http::HttpUpstream>),
-    /// Processes behind the shim.
-    Stdio(stdio::StdioUpstream),
+pub struct Upstream {
+    /// Set where it is behind HTTP: requests of an era that it speaks pass as
+    /// they are.
+    pub server: Option<Arc<http::Server>>,
+    /// Everything else goes through conversations of the sidecar's own.
+    pub host: Host,
+    /// What it speaks.
+    pub eras: watch::Receiver<Option<Eras>>,
+    /// Headers that its tools want.
+    pub params: Arc<ParamHeaders>,
 }
 
 impl Upstream {
-    /// Whether the request's session is there and belongs to its caller: asked
-    /// before a decision is logged, and before a limit is charged.
-    ///
-    /// # Errors
-    /// Why the request must not go on.
-    pub fn check(&self, request: &Forward) -> Result<(), UpstreamError> {
-        match self {
-            Self::Http(upstream) => upstream.check(request),
-            Self::Stdio(upstream) => upstream.check(request),
-        }
-    }
-
     /// Sends a request and gives the head of the answer, its body still to stream.
     ///
     /// # Errors
     /// See [`UpstreamError`].
-    pub async fn forward(&self, forward: Forward) -> Result<Response<Body>, UpstreamError> {
-        match self {
-            Self::Http(upstream) => upstream.forward(forward).await,
-            Self::Stdio(upstream) => upstream.forward(forward).await,
+    pub async fn forward(&self, forward: Forward<'_>) -> Result<Answer, UpstreamError> {
+        if let Some(session) = &forward.session
+            && let At::Host(held) = &session.at
+        {
+            let held = Arc::clone(held);
+            return self.held(&held, &forward).await.map(Answer::from);
+        }
+        if let Some(server) = &self.server {
+            // Before it has said what it speaks, its own answer is the best one.
+            let passes = self.eras.borrow().is_none_or(|eras| match forward.era {
+                Era::Legacy => eras.legacy || forward.session.is_some(),
+                Era::Modern => eras.modern,
+            });
+            if passes {
+                return server.forward(forward).await;
+            }
+        }
+        match (forward.era, forward.handshake()) {
+            (Era::Modern, _) => host::modern::post(&self.host, &forward)
+                .await
+                .map(Answer::from),
+            (Era::Legacy, Some(message)) if !forward.is_batch => {
+                let (response, session) = host::legacy::open(&self.host, &forward, message).await?;
+                Ok(Answer {
+                    response,
+                    opened: session.map(At::Host),
+                })
+            }
+            (Era::Legacy, _) => {
+                let missing = "the header Mcp-Session-Id is required: begin with initialize, alone in its request";
+                Err(UpstreamError::Refused(missing.into()))
+            }
         }
     }
+
+    async fn held(
+        &self,
+        session: &Arc<host::legacy::LegacySession>,
+        forward: &Forward<'_>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        match forward.method {
+            Method::POST => session.post(forward).await,
+            Method::GET => session.get(&forward.headers),
+            _ => {
+                session.close();
+                Ok(Response::new(body::empty()))
+            }
+        }
+    }
+}
+
+/// The revision in the result of a handshake.
+pub fn agreed(result: Option<&RawValue>) -> Option<Revision> {
+    let version = crate::wire::member(result, &["protocolVersion"])?;
+    Revision::parse(&serde_json::from_str::<String>(version.get()).ok()?)
 }
