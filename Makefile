@@ -20,10 +20,13 @@ TEST_INSTANCE := test $(CURDIR)
 CASES ?= 100000
 RUNS ?= 1000000
 BODIES ?= 400000
+# How often `make bench` measures each target, and for how many seconds.
+ROUNDS ?= 5
+SECONDS ?= 3
 
 .PHONY: help
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: ## Show it all: a node, the chart, two MCP servers, a client (root)
@@ -66,6 +69,16 @@ prove: ## Property tests, hostile clients, fuzz targets, parsers at length; CASE
 	TOOLWARD_FUZZ_RUNS=$(RUNS) $(TEST) --test fuzz -- --nocapture
 	TOOLWARD_BODIES=$(BODIES) $(TEST) --test parsers -- --nocapture
 	HOSTILE_CASES=$(CASES) $(TEST) --test hostile -- --include-ignored --nocapture
+
+.PHONY: bench
+bench: ## What the sidecar costs, beside nginx; ROUNDS=5 SECONDS=3 (root, once)
+	@$(BUILD)
+	@$(E2E) bench --rounds $(ROUNDS) --seconds $(SECONDS)
+
+.PHONY: bench-profile
+bench-profile: ## Where the sidecar's time goes, with perf; SECONDS=3 (root)
+	@$(BUILD)
+	@$(E2E) bench --profile --seconds $(SECONDS)
 
 .PHONY: manifests
 manifests: ## Write what is made from the types and the chart

@@ -26,6 +26,21 @@ pub fn sidecar(checkout: &Path) -> Result<PathBuf> {
     Ok(program)
 }
 
+/// The same with the names of its functions, for a profile; beside the others,
+/// because everything is built anew for it.
+pub fn sidecar_with_symbols(checkout: &Path) -> Result<PathBuf> {
+    let target = checkout.join("target/profile");
+    let mut build = command("cargo", &["build", "--release", "--package", "sidecar"]);
+    let status = build
+        .current_dir(checkout)
+        .env("CARGO_TARGET_DIR", &target)
+        .env("CARGO_PROFILE_RELEASE_STRIP", "none")
+        .status()
+        .context("cannot start cargo")?;
+    ensure!(status.success(), "`{}` failed ({status})", sh::show(&build));
+    Ok(target.join("x86_64-unknown-linux-gnu/release/toolward-sidecar"))
+}
+
 /// A port of 127.0.0.1 that was free a moment ago.
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())

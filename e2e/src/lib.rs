@@ -12,6 +12,7 @@
 //! ```
 //! ClusterIPs, pod addresses and NodePorts answer from the host directly.
 
+pub mod bench;
 pub mod cache;
 pub mod checkout;
 pub mod cluster;

@@ -4,12 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use e2e::cluster::{self, State};
 use e2e::sh::{say, tail};
 use e2e::tools::Tools;
-use e2e::{Image, cache, checkout, demo, images, manifests};
+use e2e::{Image, bench, cache, checkout, demo, images, laptop, manifests};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 /// A Kubernetes cluster for Toolward's end-to-end tests, on this machine.
 ///
@@ -43,6 +45,8 @@ enum Command {
     Tools,
     /// Show what Toolward does, from an empty machine to a guarded MCP server
     Demo,
+    /// Measure what the sidecar costs, beside nginx
+    Bench(bench::Options),
     /// Write the manifests that are made from the types and the chart
     Manifests,
     /// Print the ends of the node's logs
@@ -50,9 +54,21 @@ enum Command {
     /// Process 1 of the node
     #[command(hide = true)]
     NodeInit { dir: PathBuf },
+    /// The MCP server of `bench`, over HTTP
+    #[command(hide = true)]
+    BenchUpstream(PinnedTo),
+    /// The MCP server of `bench`, over stdio
+    #[command(hide = true)]
+    BenchStdio(PinnedTo),
     /// The program of a pod's sandbox
     #[command(hide = true)]
     Pause,
+}
+
+#[derive(clap::Args)]
+struct PinnedTo {
+    #[arg(long)]
+    core: Option<usize>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -84,8 +100,11 @@ fn main() -> ExitCode {
 
 fn start(command: Command) -> Result<()> {
     match command {
-        // These two have no use for a runtime.
+        // These have no use for a runtime of several threads.
         Command::NodeInit { dir } => cluster::node_init(&dir),
+        Command::BenchUpstream(pinned) => bench::serve_http(pinned.core),
+        Command::BenchStdio(pinned) => bench::serve_stdio(pinned.core),
+        Command::Bench(options) => measure(options),
         Command::Pause => loop {
             std::thread::park();
         },
@@ -128,8 +147,47 @@ async fn run(command: Command) -> Result<()> {
         Command::Demo => demo::run().await?,
         Command::Manifests => write_manifests(&checkout::root()?)?,
         Command::Logs => print_logs(&state)?,
-        Command::NodeInit { .. } | Command::Pause => {}
+        Command::Bench(_)
+        | Command::BenchUpstream(_)
+        | Command::BenchStdio(_)
+        | Command::NodeInit { .. }
+        | Command::Pause => {}
     }
+    Ok(())
+}
+
+/// Ends what it started also when it is interrupted.
+fn measure(options: bench::Options) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let _signals = runtime.enter();
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let (done, mut measured) = oneshot::channel();
+    std::thread::spawn(move || done.send(compare_or_profile(&options)));
+    runtime.block_on(async move {
+        loop {
+            tokio::select! {
+                _ = terminated.recv() => bench::end_all(),
+                _ = interrupted.recv() => bench::end_all(),
+                measured = &mut measured => return measured.context("the measurement panicked")?,
+            }
+        }
+    })
+}
+
+fn compare_or_profile(options: &bench::Options) -> Result<()> {
+    let checkout = checkout::root()?;
+    let sidecar = match &options.sidecar {
+        Some(other) => other.clone(),
+        None if options.profile => laptop::sidecar_with_symbols(&checkout)?,
+        None => laptop::sidecar(&checkout)?,
+    };
+    if options.profile {
+        return bench::profile(&sidecar, options);
+    }
+    print!("{}", bench::measure(&sidecar, options)?);
     Ok(())
 }
 

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+pub use packages::{ensure_bench, ensure_profile};
+
 /// Paths of everything that is not on the system's `PATH`.
 #[derive(Clone, Debug)]
 pub struct Tools {

@@ -56,6 +56,34 @@ pub fn ensure_pip() -> Result<()> {
     }
 }
 
+/// Installs wrk and nginx, unless they are there. Without wrk there is no
+/// measurement; false: there is no nginx to compare with, and why was said.
+pub fn ensure_bench() -> Result<bool> {
+    if !present("wrk") {
+        install(&["wrk"])?;
+    }
+    if !present("nginx")
+        && let Err(error) = install(&["nginx-light"])
+    {
+        say(format!(
+            "no nginx, so the sidecar is compared with nothing in front only: {error:#}"
+        ));
+    }
+    Ok(present("nginx"))
+}
+
+/// Installs wrk and perf, unless they are there.
+pub fn ensure_profile() -> Result<()> {
+    let needed = [("wrk", "wrk"), ("linux-perf", "perf")];
+    let missing = needed.into_iter().filter(|(_, proof)| !present(proof));
+    let missing: Vec<&str> = missing.map(|(package, _)| package).collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        install(&missing)
+    }
+}
+
 fn install(missing: &[&str]) -> Result<()> {
     say(format!("installing Debian packages: {}", missing.join(" ")));
     apt(&["update", "-qq"])?;
@@ -67,7 +95,7 @@ fn install(missing: &[&str]) -> Result<()> {
 fn apt(args: &[&str]) -> Result<()> {
     run(command("apt-get", args).env("DEBIAN_FRONTEND", "noninteractive"))
         .map(drop)
-        .context("this node needs Debian's packages; install them by hand where apt-get cannot")
+        .context("Debian's packages are needed; install them by hand where apt-get cannot")
 }
 
 fn present(proof: &str) -> bool {
