@@ -1053,10 +1053,9 @@ fn same(direct: &[u8], through: &[u8]) -> bool {
     type Members = serde_json::Map<String, Value>;
     let batch = |bytes: &[u8]| serde_json::from_slice::<Vec<Box<RawValue>>>(bytes).ok();
     if let (Some(direct), Some(through)) = (batch(direct), batch(through)) {
-        let same = |(one, other): (&Box<RawValue>, &Box<RawValue>)| {
-            same(one.get().as_bytes(), other.get().as_bytes())
-        };
-        return direct.len() == through.len() && direct.iter().zip(&through).all(same);
+        let mut pairs = direct.iter().zip(&through);
+        return direct.len() == through.len()
+            && pairs.all(|(one, other)| same(one.get().as_bytes(), other.get().as_bytes()));
     }
     if direct == through {
         return true;

@@ -48,7 +48,7 @@ fn ticks(stat: &str, count: usize) -> Result<Duration> {
     // The name in parentheses may contain spaces. After it: the third field.
     let fields = stat.rsplit_once(')').context("cannot read its times")?.1;
     let times = fields.split_whitespace().skip(11).take(count);
-    let ticks = times.map(str::parse).sum::<Result<u64, _>>()?;
+    let ticks = times.map(str::parse::<u64>).sum::<Result<u64, _>>()?;
     Ok(Duration::from_micros(
         ticks * 1_000_000 / clock_ticks_per_second(),
     ))

@@ -124,7 +124,8 @@ impl Comparison<'_> {
             items.retain(|item| {
                 let name = ["uri", "name"].iter().find_map(|key| item[*key].as_str());
                 let is = |list: &[String]| list.iter().any(|hidden| Some(hidden.as_str()) == name);
-                !is(&self.plan.hidden) && !(self.unconditional && is(&self.plan.conditional))
+                let conditional = self.unconditional && is(&self.plan.conditional);
+                !conditional && !is(&self.plan.hidden)
             });
         }
         value

@@ -16,12 +16,12 @@ pub async fn cancelled(server: &Guarded, seen: usize, tool: &str) -> Result<()> 
     wait_for("a cancellation", PATIENCE, || async {
         let told = server.told()?;
         let told = &told[seen..];
-        let calls = told.iter().filter(|entry| {
+        let mut calls = told.iter().filter(|entry| {
             let message = &entry["message"];
             message["method"] == "tools/call" && message["params"]["name"] == tool
         });
         // The last one: others are left to finish.
-        let call = calls.last().context("the server was never called")?;
+        let call = calls.next_back().context("the server was never called")?;
         let of = |entry: &&Value| {
             let message = &entry["message"];
             entry["pid"] == call["pid"]
