@@ -8,6 +8,7 @@
 
 mod activity;
 mod intake;
+mod unread;
 
 use std::{
     convert::Infallible,
@@ -297,7 +298,8 @@ fn prepare(stream: &TcpStream) {
     }
 }
 
-/// What HTTP leaves open and we do not. The rest is hyper's, and holds:
+/// What HTTP leaves open and we do not. The rest is hyper's, and holds (`unread`
+/// tells the caller why):
 /// different or malformed lengths, HTTP/1.0 with `Transfer-Encoding`, an encoding
 /// that does not end in `chunked`, and whitespace or control characters where
 /// none may be get 400 and the end of the connection; `Transfer-Encoding` beside
@@ -306,10 +308,10 @@ fn prepare(stream: &TcpStream) {
 /// on each first request. What goes to the server is framed anew.
 fn check_head(request: &Request<Incoming>) -> Result<(), Refusal> {
     let headers = request.headers();
-    if headers.len() > MAX_HEADERS {
-        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        let message = format!("a request has at most {MAX_HEADERS} headers");
-        return Err(Refusal::new(Reason::TooLarge, status, message));
+    if headers.len() > MAX_HEADERS || head_size(request) > MAX_HEAD {
+        return Err(unread::too_large(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        ));
     }
     let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (encodings.next(), encodings.next()) {
@@ -327,6 +329,24 @@ fn check_head(request: &Request<Incoming>) -> Result<(), Refusal> {
         return Err(Refusal::new(Reason::Malformed, status, message));
     }
     Ok(())
+}
+
+/// Bytes of a head, without white space that means nothing. hyper stops reading
+/// at about [`MAX_HEAD`]: what has come with a request before may be more.
+fn head_size(request: &Request<Incoming>) -> usize {
+    let uri = request.uri();
+    let line = [
+        Some(request.method().as_str()),
+        uri.scheme_str(),
+        uri.authority().map(http::uri::Authority::as_str),
+        uri.path_and_query().map(http::uri::PathAndQuery::as_str),
+    ];
+    let line: usize = line.iter().flatten().map(|part| part.len()).sum();
+    let headers = request.headers().iter();
+    let headers: usize = headers
+        .map(|(name, value)| name.as_str().len() + ": \r\n".len() + value.len())
+        .sum();
+    line + headers
 }
 
 /// Counts a request until its answer has been sent.

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -21,7 +22,7 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
-use super::{HEAD, MAX_HEAD, STUCK};
+use super::{HEAD, MAX_HEAD, STUCK, unread};
 
 /// After our end is closed, what still comes is thrown away for this time, so
 /// that the kernel does not reset the connection before the answer is read.
@@ -204,6 +205,12 @@ pub struct Socket {
     activity: Arc<Activity>,
     /// The first line, until it is there.
     first_line: Option<Vec<u8>>,
+    /// By the first line.
+    is_http2: bool,
+    /// How many requests had begun when all answers had been written last.
+    settled: usize,
+    /// What is written in place of an answer of hyper's own.
+    instead: Bytes,
     linger: Option<Pin<Box<Sleep>>>,
 }
 
@@ -215,6 +222,9 @@ impl Socket {
             stream,
             activity: Arc::clone(&activity),
             first_line: Some(Vec::new()),
+            is_http2: false,
+            settled: 0,
+            instead: Bytes::new(),
             linger: None,
         };
         (socket, activity)
@@ -228,11 +238,15 @@ impl Socket {
         };
         let end = read.iter().position(|byte| *byte == b'\n');
         line.extend_from_slice(&read[..end.unwrap_or(read.len())]);
-        if end.is_none() && line.len() <= MAX_HEAD {
+        if end.is_none() && line.len() < MAX_HEAD {
             return Ok(());
         }
         let line = self.first_line.take().unwrap_or_default();
         let (line, version) = (line.trim_ascii(), b"HTTP/1.x".len());
+        self.is_http2 = line == b"PRI * HTTP/2.0";
+        if end.is_none() {
+            return Ok(()); // Too long for HTTP/1, which says so.
+        }
         // Empty: RFC 9112 §2.2 allows an empty line before the first.
         let version = &line[line.len().saturating_sub(version)..];
         match line.is_empty()
@@ -241,9 +255,52 @@ impl Socket {
                 .any(|known| version == *known)
         {
             true => Ok(()),
-            false => Err(io::Error::new(io::ErrorKind::InvalidData, "no HTTP")),
+            false => Err(no_http()),
         }
     }
+
+    /// All that hyper had to say has been written: it flushes only then.
+    fn flushed(&mut self) {
+        if self.activity.open.load(Relaxed) == 0 {
+            self.settled = self.activity.served.load(Relaxed);
+        }
+    }
+
+    /// Takes an answer of hyper's own, and writes one with a reason instead.
+    /// When every answer has been written and no request has begun since, what
+    /// comes over HTTP/1 can be nothing else; no byte of an answer is looked at.
+    ///
+    /// # Errors
+    /// Its first line is not there yet, so that it may be no HTTP at all.
+    fn takes(&mut self, written: &[u8]) -> io::Result<bool> {
+        if self.is_http2 || self.settled != self.activity.served.load(Relaxed) {
+            return Ok(false);
+        }
+        let Some(instead) = unread::with_reason(written) else {
+            return Ok(false);
+        };
+        if self.first_line.is_some() {
+            return Err(no_http());
+        }
+        self.instead = instead.into();
+        Ok(true)
+    }
+
+    fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.instead.is_empty() {
+            let written = Pin::new(&mut self.stream).poll_write(cx, &self.instead);
+            self.activity.written(written.is_pending());
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.instead.advance(count),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn no_http() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "no HTTP")
 }
 
 impl AsyncRead for Socket {
@@ -265,6 +322,9 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.takes(bytes)? {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.activity.written(written.is_pending());
         written
@@ -275,6 +335,11 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [only] = slices
+            && self.takes(only)?
+        {
+            return Poll::Ready(Ok(only.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         self.activity.written(written.is_pending());
         written
@@ -285,11 +350,15 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(self.poll_instead(cx))?;
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.linger.is_none() {
+            ready!(self.poll_instead(cx))?;
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
             self.linger = Some(Box::pin(sleep(LINGER)));
         }
