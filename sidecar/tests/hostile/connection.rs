@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
@@ -23,6 +24,8 @@ use crate::{
     wire::{PATIENCE, Raw, request},
 };
 
+/// The largest head (docs/architecture.md).
+const MAX_HEAD: usize = 64 * 1024;
 const EVENT: &str = "data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/message\",\"params\":{\"data\":\"one\"}}\n\n";
 
 /// A sidecar in front of a server that streams what it is given.
@@ -60,6 +63,20 @@ fn post(sidecar: &Sidecar) -> Request<Full<Bytes>> {
         .unwrap()
 }
 
+/// A good call over HTTP/1.1.
+fn good_call(bearer: &str, body: &str) -> Vec<u8> {
+    let length = body.len().to_string();
+    let headers = [
+        ("host", "orders.shop.svc"),
+        ("user-agent", "test"),
+        ("content-type", "application/json"),
+        ("accept", "application/json, text/event-stream"),
+        ("content-length", &length),
+        ("authorization", bearer),
+    ];
+    request("POST /mcp HTTP/1.1", &headers, body.as_bytes())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn http2_drains_with_goaway_and_streams_end_as_they_will() {
     let (_script, sidecar, give) = streaming().await;
@@ -75,8 +92,11 @@ async fn http2_drains_with_goaway_and_streams_end_as_they_will() {
     );
     let pid = Pid::from_raw(sidecar.child.id().try_into().unwrap()).unwrap();
     kill_process(pid, Signal::USR1).unwrap();
+    // It shows by a request that is refused by the client itself.
     until("GOAWAY", async || {
-        sender.is_closed() || sender.ready().await.is_err()
+        let other = Request::get(format!("http://{}/other", sidecar.mcp));
+        let other = other.body(Full::default()).unwrap();
+        sender.send_request(other).await.is_err()
     })
     .await;
     for _ in 0..2 {
@@ -105,16 +125,9 @@ async fn a_refusal_leaves_the_connection_usable() {
         call("x").to_string(),
     );
     let head = |bearer: &str| {
-        let length = body.len().to_string();
-        let headers = [
-            ("host", "orders.shop.svc"),
-            ("user-agent", "test"),
-            ("content-type", "application/json"),
-            ("accept", "application/json, text/event-stream"),
-            ("content-length", &length),
-            ("authorization", bearer),
-        ];
-        request("POST /mcp HTTP/1.1", &headers, b"")
+        let mut call = good_call(bearer, &body);
+        call.truncate(call.len() - body.len());
+        call
     };
     let mut raw = Raw::connect(sidecar.mcp).await;
     for _ in 0..3 {
@@ -172,6 +185,101 @@ async fn a_refusal_is_not_lost_to_what_is_still_sent() {
     drop(sending);
 }
 
+/// Heads that hyper refuses by itself, and the status and reason they get.
+fn unreadable_heads() -> Vec<(String, u16, &'static str)> {
+    let with = |lines: &str| format!("POST /mcp HTTP/1.1\r\nhost: orders.shop.svc\r\n{lines}\r\n");
+    let chunked = "transfer-encoding: chunked\r\n";
+    let mut heads: Vec<_> = [
+        with("no colon\r\n"),
+        with("x: \0\r\n"),
+        with("x y: z\r\n"),
+        with("x: y\r\n folded: z\r\n"),
+        with("content-length: x\r\n"),
+        with("content-length: 1\r\ncontent-length: 2\r\n"),
+        with("transfer-encoding: gzip\r\n"),
+        with(chunked).replace("1.1", "1.0"),
+        with("").replace("/mcp", "/\0"),
+        with("").replace("POST", "P(ST"),
+    ]
+    .map(|head| (head, 400, "Malformed"))
+    .to_vec();
+    // hyper may have read more than the largest head before it looks.
+    let large = "x".repeat(4 * MAX_HEAD);
+    let large = [
+        with(&"x: y\r\n".repeat(100)),
+        with(&format!("x: {large}\r\n")),
+        with("").replace("/mcp", &format!("/{large}")),
+    ];
+    heads.extend(large.map(|head| (head, 431, "TooLarge")));
+    heads
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_cannot_be_read_is_told_why() {
+    let (script, sidecar) = guarded().await;
+    let (bearer, body) = (
+        format!("Bearer {}", sidecar.token("alice")),
+        call("x").to_string(),
+    );
+    let good = good_call(&bearer, &body);
+    let heads = unreadable_heads();
+    let mut goods = 0;
+    for (head, status, reason) in &heads {
+        for before in [0, 1, 3] {
+            let mut raw = Raw::connect(sidecar.mcp).await;
+            let bytes = [good.repeat(before), head.clone().into_bytes()].concat();
+            let _ = raw.send(bytes).await; // It may have had enough before the end.
+            for _ in 0..before {
+                assert_eq!(raw.answer().await.expect("no answer").status, 200);
+            }
+            goods += before;
+            let shown: String = head.chars().take(100).collect();
+            let answer = raw.answer().await.expect("no answer");
+            assert_eq!(answer.status, *status, "{shown:?} after {before}");
+            assert!(answer.head.contains("connection: close"), "{answer:?}");
+            let said: Value = serde_json::from_slice(&answer.body).expect("no body");
+            assert_eq!(said["error"]["data"]["reason"], *reason, "{said}");
+            assert_eq!(
+                (&said["jsonrpc"], &said["id"]),
+                (&"2.0".into(), &Value::Null)
+            );
+            assert!(raw.answer().await.is_none(), "more than one answer");
+        }
+    }
+    assert_eq!(script.got.lock().unwrap().len(), goods);
+    println!(
+        "{} heads that cannot be read: all told why, alone and after good ones",
+        heads.len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_has_a_largest_size_wherever_it_comes() {
+    let (_script, sidecar) = guarded().await;
+    let (bearer, body) = (
+        format!("Bearer {}", sidecar.token("alice")),
+        call("x").to_string(),
+    );
+    let good = good_call(&bearer, &body);
+    let sized = |size: usize| {
+        let rest = good.len() - body.len() + "x: \r\n".len();
+        let filler = format!("\r\nx: {}\r\n", "y".repeat(size - rest));
+        let call = String::from_utf8(good.clone()).unwrap();
+        call.replacen("\r\n", &filler, 1).into_bytes()
+    };
+    for (size, status) in [(MAX_HEAD - 64, 200), (MAX_HEAD + 64, 431)] {
+        for before in [0, 1, 3] {
+            let mut raw = Raw::connect(sidecar.mcp).await;
+            let _ = raw.send([good.repeat(before), sized(size)].concat()).await;
+            for _ in 0..before {
+                assert_eq!(raw.answer().await.expect("no answer").status, 200);
+            }
+            let answer = raw.answer().await.expect("no answer");
+            assert_eq!(answer.status, status, "{size} bytes after {before}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_http_gets_no_answer() {
     let (_script, sidecar) = guarded().await;
@@ -220,17 +328,8 @@ async fn idle_and_stuck_connections_end_and_open_streams_do_not() {
         format!("Bearer {}", sidecar.token("alice")),
         call("x").to_string(),
     );
-    let length = body.len().to_string();
-    let headers = [
-        ("host", "orders.shop.svc"),
-        ("user-agent", "test"),
-        ("content-type", "application/json"),
-        ("accept", "application/json, text/event-stream"),
-        ("content-length", &length),
-        ("authorization", &authorization),
-    ];
     stuck
-        .write_all(&request("POST /mcp HTTP/1.1", &headers, body.as_bytes()))
+        .write_all(&good_call(&authorization, &body))
         .await
         .unwrap();
     let event = Bytes::from(format!("data: {{\"x\":\"{}\"}}\n\n", "y".repeat(1 << 16)));
