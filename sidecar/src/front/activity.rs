@@ -207,6 +207,7 @@ pub struct Socket {
     first_line: Option<Vec<u8>>,
     /// By the first line.
     is_http2: bool,
+    is_foreign: bool,
     /// How many requests had begun when all answers had been written last.
     settled: usize,
     /// What is written in place of an answer of hyper's own.
@@ -223,6 +224,7 @@ impl Socket {
             activity: Arc::clone(&activity),
             first_line: Some(Vec::new()),
             is_http2: false,
+            is_foreign: false,
             settled: 0,
             instead: Bytes::new(),
             linger: None,
@@ -231,32 +233,27 @@ impl Socket {
     }
 
     /// What begins neither as HTTP/1 nor as HTTP/2 gets no answer (RFC 9113
-    /// §3.4): one of HTTP/1 would mean nothing to whoever sent it.
-    fn begins(&mut self, read: &[u8]) -> io::Result<()> {
+    /// §3.4): one of HTTP/1 would mean nothing to whoever sent it. False for
+    /// such a beginning.
+    fn begins(&mut self, read: &[u8]) -> bool {
         let Some(line) = &mut self.first_line else {
-            return Ok(());
+            return true;
         };
         let end = read.iter().position(|byte| *byte == b'\n');
         line.extend_from_slice(&read[..end.unwrap_or(read.len())]);
         if end.is_none() && line.len() < MAX_HEAD {
-            return Ok(());
+            return true;
         }
         let line = self.first_line.take().unwrap_or_default();
-        let (line, version) = (line.trim_ascii(), b"HTTP/1.x".len());
+        let line = line.trim_ascii();
         self.is_http2 = line == b"PRI * HTTP/2.0";
-        if end.is_none() {
-            return Ok(()); // Too long for HTTP/1, which says so.
-        }
-        // Empty: RFC 9112 §2.2 allows an empty line before the first.
-        let version = &line[line.len().saturating_sub(version)..];
-        match line.is_empty()
+        // Too long: HTTP/1 says so. Empty: RFC 9112 §2.2 allows an empty line
+        // before the first.
+        end.is_none()
+            || line.is_empty()
             || [b"HTTP/1.0", b"HTTP/1.1", b"HTTP/2.0"]
                 .iter()
-                .any(|known| version == *known)
-        {
-            true => Ok(()),
-            false => Err(no_http()),
-        }
+                .any(|version| line.ends_with(*version))
     }
 
     /// All that hyper had to say has been written: it flushes only then.
@@ -266,24 +263,21 @@ impl Socket {
         }
     }
 
-    /// Takes an answer of hyper's own, and writes one with a reason instead.
+    /// Takes an answer of hyper's own, to write one with a reason instead; or
+    /// none, where the first line is not there yet and may be no HTTP at all.
     /// When every answer has been written and no request has begun since, what
     /// comes over HTTP/1 can be nothing else; no byte of an answer is looked at.
-    ///
-    /// # Errors
-    /// Its first line is not there yet, so that it may be no HTTP at all.
-    fn takes(&mut self, written: &[u8]) -> io::Result<bool> {
+    fn takes(&mut self, written: &[u8]) -> bool {
         if self.is_http2 || self.settled != self.activity.served.load(Relaxed) {
-            return Ok(false);
+            return false;
         }
         let Some(instead) = unread::with_reason(written) else {
-            return Ok(false);
+            return false;
         };
-        if self.first_line.is_some() {
-            return Err(no_http());
+        if self.first_line.is_none() {
+            self.instead = instead.into();
         }
-        self.instead = instead.into();
-        Ok(true)
+        true
     }
 
     fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -299,20 +293,23 @@ impl Socket {
     }
 }
 
-fn no_http() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "no HTTP")
-}
-
 impl AsyncRead for Socket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.is_foreign {
+            return Poll::Ready(Ok(())); // The end, for hyper; it closes in good order.
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         self.activity.read();
-        Poll::Ready(self.begins(&buffer.filled()[before..]))
+        if !self.begins(&buffer.filled()[before..]) {
+            self.is_foreign = true;
+            buffer.set_filled(before);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -322,7 +319,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.takes(bytes)? {
+        if self.takes(bytes) {
             return Poll::Ready(Ok(bytes.len()));
         }
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
@@ -336,7 +333,7 @@ impl AsyncWrite for Socket {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if let [only] = slices
-            && self.takes(only)?
+            && self.takes(only)
         {
             return Poll::Ready(Ok(only.len()));
         }

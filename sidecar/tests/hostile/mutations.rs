@@ -93,7 +93,7 @@ fn chunk_sizes(outer: &str, hidden: &str) -> Vec<(&'static str, String)> {
                 .map(|byte| format!("1\r\n{}\r\n", char::from(byte)))
                 .collect::<String>()
                 + "0\r\n\r\n"
-                + &hidden,
+                + hidden,
         ),
     ]
 }
