@@ -256,7 +256,16 @@ impl Front {
                 open.place = Some(place);
                 pipeline::handle(&self.shared, request).await
             }
-            Err(refusal) => refusal.into_response(None),
+            Err(refusal) => {
+                // An answer that is late helps nobody where there are too many.
+                let closes = |(name, _): &(_, _)| *name == header::CONNECTION;
+                let closes = refusal.header.as_ref().is_some_and(closes);
+                if !closes && refusal.reason != Reason::Overloaded {
+                    let (parts, body) = request.into_parts();
+                    discard(&parts.headers, body).await;
+                }
+                refusal.into_response(None)
+            }
         };
         open.in_flight.answered();
         answer.map(|body| Body::new(Held { body, _open: open }))
@@ -318,12 +327,20 @@ fn check_head(request: &Request<Incoming>) -> Result<(), Refusal> {
         (None, _) => {}
         (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"chunked") => {}
         _ => {
+            // Whoever stands between may see another end of this body.
+            let close = HeaderValue::from_static("close");
             let message = "Transfer-Encoding must be chunked, and nothing else";
-            return Err(Refusal::malformed(message));
+            return Err(Refusal {
+                header: Some((header::CONNECTION, close)),
+                ..Refusal::malformed(message)
+            });
         }
     }
-    let is_continue = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
-    if !headers.get_all(header::EXPECT).iter().all(is_continue) {
+    if !headers
+        .get_all(header::EXPECT)
+        .iter()
+        .all(intake::is_continue)
+    {
         let status = StatusCode::EXPECTATION_FAILED;
         let message = "Expect must be 100-continue";
         return Err(Refusal::new(Reason::Malformed, status, message));

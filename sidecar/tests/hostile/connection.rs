@@ -124,22 +124,56 @@ async fn a_refusal_leaves_the_connection_usable() {
         format!("Bearer {}", sidecar.token("alice")),
         call("x").to_string(),
     );
-    let head = |bearer: &str| {
+    let head = |bearer: &str| -> Vec<u8> {
         let mut call = good_call(bearer, &body);
         call.truncate(call.len() - body.len());
         call
     };
+    let with = |from: &str, to: &str| {
+        let head = String::from_utf8(head(&bearer)).unwrap();
+        assert!(head.contains(from));
+        head.replacen(from, to, 1).into_bytes()
+    };
+    let refused = [
+        (head("Bearer x"), 401),
+        (with("/mcp", "/other"), 404),
+        (with("orders", "others"), 403),
+        (with("POST", "PUT"), 405),
+        (with("application/json", "text/plain"), 415),
+        (with("\r\n", "\r\nexpect: x\r\n"), 417),
+        (
+            with(
+                "\r\n",
+                &format!("\r\nx: {}\r\n", "y".repeat(MAX_HEAD - 250)),
+            ),
+            431,
+        ),
+    ];
     let mut raw = Raw::connect(sidecar.mcp).await;
-    for _ in 0..3 {
-        raw.send(head("Bearer x")).await.unwrap();
+    for (head, status) in refused {
+        raw.send(head).await.unwrap();
         // The body in a packet of its own, as many clients send it.
         tokio::time::sleep(Duration::from_millis(50)).await;
         raw.send(&body).await.unwrap();
-        assert_eq!(raw.answer().await.expect("no answer").status, 401);
-        raw.send(head(&bearer)).await.unwrap();
-        raw.send(&body).await.unwrap();
-        assert_eq!(raw.answer().await.expect("no answer").status, 200);
+        let answer = raw.answer().await.expect("no answer");
+        assert_eq!(answer.status, status);
+        let said: Value = serde_json::from_slice(&answer.body).expect("no body");
+        assert!(said["error"]["data"]["reason"].is_string(), "{said}");
+        raw.send(good_call(&bearer, &body)).await.unwrap();
+        let next = raw.answer().await;
+        assert_eq!(next.map(|next| next.status), Some(200), "after {status}");
     }
+    // Where two could see the end of a body in two places, what follows is not read.
+    let mut doubtful = Raw::connect(sidecar.mcp).await;
+    let doubt = with(
+        &format!("content-length: {}", body.len()),
+        "transfer-encoding: identity, chunked",
+    );
+    let chunk = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let both = [doubt, chunk.into_bytes(), good_call(&bearer, &body)].concat();
+    doubtful.send(both).await.unwrap();
+    assert_eq!(doubtful.answer().await.expect("no answer").status, 400);
+    assert!(doubtful.answer().await.is_none());
     // Whoever asks before it sends is answered at once, and sends nothing.
     let asks = String::from_utf8(head("Bearer x")).unwrap().replacen(
         "\r\n",
