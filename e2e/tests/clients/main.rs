@@ -186,6 +186,7 @@ impl<'a> Pair<'a> {
             through: &through,
             unconditional: era != Era::Legacy && !self.server.is_modern(),
             lists_first: self.client == Client::Inspector,
+            one_code: self.client == Client::TypeScript,
         };
         let mut checks: Vec<(String, Result<()>)> = steps
             .iter()

@@ -65,6 +65,8 @@ pub struct Comparison<'a> {
     pub unconditional: bool,
     /// The client looks at the list before it calls a tool.
     pub lists_first: bool,
+    /// The client makes one error of both codes of resources that are not found.
+    pub one_code: bool,
 }
 
 impl Comparison<'_> {
@@ -159,6 +161,7 @@ impl Comparison<'_> {
                     .get("connect")
                     .map(|line| &line.value["revision"]);
                 let legacy = revision.is_some_and(|revision| revision == "2025-11-25");
+                let legacy = legacy && !self.one_code;
                 (json!(if legacy { -32002 } else { -32602 }), String::new())
             }
         };

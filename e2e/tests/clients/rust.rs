@@ -386,7 +386,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A call with progress: the result and all progress, each awaited.
+    /// A call with progress: the result and the first of the progress.
     async fn progress(&self, step: &Value) -> Outcome {
         let start = self.host.count();
         let params = json!({"name": step["tool"], "arguments": arguments(step)});
@@ -394,10 +394,10 @@ impl<'a> Session<'a> {
         let token = call.progress_token.clone();
         let result = result(call.await_response().await)?;
         let wanted = step["count"].as_u64().and_then(|n| usize::try_from(n).ok());
-        let seen = self
-            .host
-            .wait(start, wanted.unwrap_or(1), of(plain(&token)));
-        let seen: Vec<Value> = seen.await?.into_iter().map(without_token).collect();
+        let wanted = wanted.unwrap_or(1);
+        let seen = self.host.wait(start, wanted, of(plain(&token)));
+        let seen = seen.await?.into_iter().take(wanted).map(without_token);
+        let seen: Vec<Value> = seen.collect();
         Ok(json!({"result": result, "progress": seen}))
     }
 
