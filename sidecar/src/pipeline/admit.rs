@@ -48,8 +48,7 @@ impl Exchange {
         self.caller = Some(
             caller.map_err(|reason| Refusal::unauthorized(reason, &self.active.bundle.audience))?,
         );
-        self.headers = request::forwarded_headers(&self.parts.method, &self.parts.headers)?;
-        Ok(())
+        request::check_headers(&self.parts.method, &self.parts.headers)
     }
 
     pub(super) async fn read_body(&mut self, incoming: Incoming) -> Result<(), Refusal> {
@@ -63,6 +62,7 @@ impl Exchange {
     /// The replica that holds the session, where it is not this one.
     pub(super) async fn elsewhere(&self) -> Option<Peer> {
         let id = self
+            .parts
             .headers
             .get(SESSION_ID)
             .filter(|_| self.era == Era::Legacy)?;
@@ -82,7 +82,6 @@ impl Exchange {
     ) -> Result<(Vec<Element<'a>>, Option<Arc<Session>>), Refusal> {
         let (era, revision) = era::of_request(&self.parts.headers, messages)?;
         self.era = era;
-        request::keep_to_era(&mut self.headers, era);
         let elements = messages
             .list
             .iter()
@@ -111,13 +110,15 @@ impl Exchange {
 
     /// The session that the headers name.
     pub(super) fn session(&self) -> Result<Option<Arc<Session>>, Refusal> {
-        let Some(id) = self.headers.get(SESSION_ID) else {
+        let id = self.parts.headers.get(SESSION_ID);
+        // Where there are no sessions, a stale one means nothing.
+        let Some(id) = id.filter(|_| self.era == Era::Legacy) else {
             return Ok(None);
         };
         let found = id
             .to_str()
             .ok()
-            .and_then(|id| self.shared.sessions.find(id, &self.principal()));
+            .and_then(|id| self.shared.sessions.find(id, self.caller()));
         found
             .map(Some)
             .ok_or_else(|| UpstreamError::SessionUnknown.into())

@@ -30,8 +30,7 @@ impl Exchange {
     pub(super) fn fitted(&self, session: Option<Arc<Session>>, tool: Option<String>) -> Fit {
         Fit {
             shared: Arc::clone(&self.shared),
-            caller: self.caller().clone(),
-            principal: self.principal(),
+            caller: self.caller.clone().unwrap_or_default(),
             era: self.era,
             session,
             tool,
@@ -44,16 +43,13 @@ impl Exchange {
         &self,
         answer: Response<Body>,
         fit: Fit,
-        actions: &[Action],
+        actions: &[&Action],
         asked: Option<bool>,
     ) -> Result<Response<Body>, Refusal> {
-        let content_type = answer
-            .headers()
-            .get(header::CONTENT_TYPE)
-            .map(|value| value.as_bytes().to_vec())
-            .unwrap_or_default();
         let (mut head, inner) = answer.into_parts();
-        if request::is_type(&content_type, "text/event-stream") {
+        let content_type = head.headers.get(header::CONTENT_TYPE);
+        let content_type = content_type.map_or(&[][..], HeaderValue::as_bytes);
+        if request::is_type(content_type, "text/event-stream") {
             // Every event: a server may send a list as the answer to a call.
             let inner = Body::new(FilteredEvents::new(inner, fit));
             head.headers.remove(header::CONTENT_LENGTH);
@@ -65,10 +61,10 @@ impl Exchange {
             );
             return Ok(Response::from_parts(head, Body::new(guarded)));
         }
-        let is_json = request::is_type(&content_type, "application/json");
+        let is_json = request::is_type(content_type, "application/json");
         let is_empty = http_body::Body::is_end_stream(&inner);
         if asked.is_some() && head.status.is_success() && !is_json && !is_empty {
-            let content_type = String::from_utf8_lossy(&content_type).into_owned();
+            let content_type = String::from_utf8_lossy(content_type).into_owned();
             return Err(UpstreamError::Invalid(format!(
                 "its type is {content_type:?}; expected application/json or text/event-stream"
             ))
@@ -90,12 +86,10 @@ impl Exchange {
 
     /// Whether an open stream may go on. Where issuers or keys have changed, the
     /// caller has to prove itself again.
-    fn still_allowed(&self, actions: &[Action]) -> body::StillAllowed {
-        let (shared, caller, actions) = (
-            Arc::clone(&self.shared),
-            self.caller().clone(),
-            actions.to_vec(),
-        );
+    fn still_allowed(&self, actions: &[&Action]) -> body::StillAllowed {
+        let (shared, caller) = (Arc::clone(&self.shared), self.caller.clone());
+        let caller = caller.unwrap_or_default();
+        let actions: Vec<Action> = actions.iter().copied().cloned().collect();
         let authenticator = Arc::clone(&self.active.authenticator);
         Box::new(move || {
             let may = |active: &Active, action: &Action| {
@@ -113,7 +107,7 @@ impl Exchange {
 
     /// When an open stream has to end: with its token, and the stream of what
     /// the server says by itself also when this replica drains.
-    fn ends(&self, actions: &[Action]) -> body::Ends {
+    fn ends(&self, actions: &[&Action]) -> body::Ends {
         let mut phase = self.shared.phase.clone();
         let listens = actions
             .iter()

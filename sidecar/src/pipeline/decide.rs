@@ -23,9 +23,6 @@ impl Exchange {
         session: Option<&Session>,
     ) -> Result<(), Refusal> {
         let (verdict, rule) = self.verdict(element, session);
-        let rule = rule
-            .as_ref()
-            .map(|(policy, rule)| (policy.as_str(), rule.as_str()));
         self.log(&element.method, Some(&element.action), verdict, rule)
             .await
     }
@@ -34,12 +31,12 @@ impl Exchange {
         &self,
         element: &Element<'_>,
         session: Option<&Session>,
-    ) -> (Result<Reason, Refusal>, Option<(String, String)>) {
+    ) -> (Result<Reason, Refusal>, Option<(&str, &str)>) {
         if let Kind::Response { .. } = element.message.kind {
             return (self.answers(element, session), None);
         }
         let task_tool = match &element.action {
-            Action::Task(task) => match self.shared.strays.tool_of(task, &self.principal()) {
+            Action::Task(task) => match self.shared.strays.tool_of(task, self.caller()) {
                 Some(tool) => Some(tool),
                 None => {
                     return (
@@ -75,7 +72,7 @@ impl Exchange {
             let decision = decide(&self.active.bundle, self.caller(), operation, now());
             let rule = decision
                 .rule
-                .map(|rule| (rule.policy.clone(), rule.name.clone()));
+                .map(|rule| (rule.policy.as_str(), rule.name.as_str()));
             if decision.effect == Effect::Deny {
                 return (Err(self.denial(decision.reason, operation)), rule);
             }
@@ -94,7 +91,7 @@ impl Exchange {
                 let refusal = Refusal::too_early(&limit.name, early.retry_after);
                 return (
                     Err(refusal),
-                    Some((limit.policy.clone(), limit.name.clone())),
+                    Some((limit.policy.as_str(), limit.name.as_str())),
                 );
             }
         }
@@ -121,7 +118,7 @@ impl Exchange {
         let id = element.message.id.map_or("null", RawValue::get);
         let was_asked = match session {
             Some(session) => session.asked().take(id),
-            None => self.shared.strays.asked(&self.principal()).take(id),
+            None => self.shared.strays.asked(self.caller()).take(id),
         };
         match was_asked {
             true => Ok(Reason::AlwaysAllowed),

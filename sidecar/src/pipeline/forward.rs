@@ -10,12 +10,12 @@ use super::{Element, Exchange};
 use crate::{
     body::Body,
     envelope::Message,
-    era::{self, Era, PROTOCOL_VERSION},
+    era::{self, PROTOCOL_VERSION},
     method::Action,
     refusal::Refusal,
     request,
     sessions::{SESSION_ID, Session},
-    upstream::{Forward, UpstreamError},
+    upstream::{Forward, Principal, UpstreamError},
     wire,
 };
 
@@ -36,7 +36,7 @@ impl Exchange {
                 Bytes::from(format!("[{}]", texts.join(",")))
             }
         };
-        let forward = self.forward(&messages, is_batch, body, session.clone());
+        let forward = self.forward(messages, is_batch, body, session.clone());
         let is_handshake = forward.handshake().is_some();
         let answer = self
             .shared
@@ -50,15 +50,19 @@ impl Exchange {
         let opened = match answer.opened {
             Some(at) => {
                 let id = self.shared.peers.new_session_id()?;
-                Some(self.shared.sessions.add(id, self.principal(), at))
+                Some(
+                    self.shared
+                        .sessions
+                        .add(id, Principal::of(self.caller()), at),
+                )
             }
             None => None,
         };
         let id = opened.as_ref().map(|session| session.id.clone());
-        let actions: Vec<_> = kept.iter().map(|element| element.action.clone()).collect();
+        let actions: Vec<_> = kept.iter().map(|element| &element.action).collect();
         let task = kept.iter().find_map(|element| may_be_task(element));
         let is_whole =
-            is_batch || is_handshake || task.is_some() || actions.contains(&Action::List);
+            is_batch || is_handshake || task.is_some() || actions.contains(&&Action::List);
         let asked = kept.iter().any(|element| element.id().is_some());
         let fit = self.fitted(opened.or(session), task);
         let mut answer = self
@@ -73,9 +77,8 @@ impl Exchange {
     }
 
     /// GET and DELETE: streams of what the server says by itself, ends of sessions.
-    pub(super) async fn stream(&mut self, method: &str) -> Result<Response<Body>, Refusal> {
+    pub(super) async fn stream(&self, method: &str) -> Result<Response<Body>, Refusal> {
         let read = era::of_headers(&self.parts.headers).and_then(|_| self.session());
-        request::keep_to_era(&mut self.headers, Era::Legacy);
         let session = match read {
             Ok(session) => session,
             Err(refusal) => {
@@ -86,7 +89,7 @@ impl Exchange {
         self.log(method, Some(&Action::Open), Ok(Reason::AlwaysAllowed), None)
             .await?;
         let is_old = session.is_none() && !self.parts.headers.contains_key(PROTOCOL_VERSION);
-        let forward = self.forward(&[], false, self.body.clone(), session.clone());
+        let forward = self.forward(Vec::new(), false, self.body.clone(), session.clone());
         let answer = self.shared.upstream.forward(forward).await;
         let answer = match answer {
             Ok(answer) if is_old && answer.response.status().is_client_error() => {
@@ -103,25 +106,25 @@ impl Exchange {
             self.shared.sessions.remove(&session.id);
         }
         let fit = self.fitted(session, None);
-        self.fit(answer, fit, &[Action::Open], None).await
+        self.fit(answer, fit, &[&Action::Open], None).await
     }
 
     fn forward<'a>(
-        &self,
-        messages: &[&'a Message<'a>],
+        &'a self,
+        messages: Vec<&'a Message<'a>>,
         is_batch: bool,
         body: Bytes,
         session: Option<Arc<Session>>,
     ) -> Forward<'a> {
         Forward {
             method: self.parts.method.clone(),
-            headers: self.headers.clone(),
+            headers: request::forwarded_headers(&self.parts.headers, self.era),
             body,
-            messages: messages.to_vec(),
+            messages,
             is_batch,
             era: self.era,
             session,
-            principal: self.principal(),
+            caller: self.caller(),
         }
     }
 }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts};
+use http::{Method, Request, Response, StatusCode, request::Parts};
 use hyper::body::Incoming;
 use policy::{Caller, Reason};
 use serde_json::value::RawValue;
@@ -32,7 +32,6 @@ use crate::{
     method::{self, Action},
     refusal::Refusal,
     sessions::Session,
-    upstream::Principal,
 };
 
 /// Seconds since 1970.
@@ -69,7 +68,6 @@ pub async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Respons
         changes,
         parts,
         caller: None,
-        headers: HeaderMap::new(),
         body: Bytes::new(),
         era,
     };
@@ -94,7 +92,7 @@ pub async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Respons
     }
     let start = Instant::now();
     let (method, answer) = exchange.answer().await;
-    shared.metrics.took(&method, start.elapsed());
+    shared.metrics.took(method, start.elapsed());
     answer
 }
 
@@ -106,8 +104,6 @@ struct Exchange {
     changes: watch::Receiver<()>,
     parts: Parts,
     caller: Option<Arc<Caller>>,
-    /// Headers that pass on to the server.
-    headers: HeaderMap,
     body: Bytes,
     /// By the headers, until the body is read.
     era: Era,
@@ -157,10 +153,11 @@ impl<'a> Element<'a> {
 }
 
 impl Exchange {
-    async fn answer(&mut self) -> (String, Response<Body>) {
+    /// The answer, and the method as a metric's label.
+    async fn answer(&mut self) -> (&'static str, Response<Body>) {
         if self.parts.method != Method::POST {
-            let method = self.parts.method.as_str().to_owned();
-            let answer = self.stream(&method).await;
+            let method = method::label(self.parts.method.as_str());
+            let answer = self.stream(method).await;
             let answer = answer.unwrap_or_else(|refusal| refusal.into_response(None));
             return (method, answer);
         }
@@ -180,9 +177,13 @@ impl Exchange {
         }
     }
 
-    async fn malformed(&self, refusal: Refusal, id: Option<&RawValue>) -> (String, Response<Body>) {
-        let method = self.parts.method.as_str();
-        (method.to_owned(), self.refuse(refusal, method, id).await)
+    async fn malformed(
+        &self,
+        refusal: Refusal,
+        id: Option<&RawValue>,
+    ) -> (&'static str, Response<Body>) {
+        let method = method::label(self.parts.method.as_str());
+        (method, self.refuse(refusal, method, id).await)
     }
 
     async fn post(
@@ -190,7 +191,7 @@ impl Exchange {
         messages: &Messages<'_>,
         elements: &[Element<'_>],
         session: Option<Arc<Session>>,
-    ) -> (String, Response<Body>) {
+    ) -> (&'static str, Response<Body>) {
         let (mut kept, mut refused) = (Vec::with_capacity(elements.len()), Vec::new());
         for (index, element) in elements.iter().enumerate() {
             if index > 0 && !guard::is_on(Guard::Batch) {
@@ -203,8 +204,8 @@ impl Exchange {
             }
         }
         let method = match elements {
-            [element] => element.method.to_string(),
-            _ => "batch".to_owned(),
+            [element] => method::label(&element.method),
+            _ => method::label("batch"),
         };
         if !messages.is_batch
             && let Some((id, refusal)) = refused.pop()
@@ -247,10 +248,5 @@ impl Exchange {
             expires_at: None,
         };
         self.caller.as_deref().unwrap_or(&NOBODY)
-    }
-
-    fn principal(&self) -> Principal {
-        let caller = self.caller();
-        (caller.issuer.clone(), caller.user.clone())
     }
 }
