@@ -174,7 +174,6 @@ impl http_body::Body for FilteredEvents {
             let frame = match std::task::ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None if self.events.end() => continue,
                 None if self.events.rest() > 0 => {
                     return Poll::Ready(Some(Err(Error::new(
                         "the server's stream ended within an event",

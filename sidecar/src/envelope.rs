@@ -204,6 +204,18 @@ fn short(text: Cow<'_, str>) -> Result<Cow<'_, str>, Refusal> {
     Ok(text)
 }
 
+/// An id as it is compared with others: however a string is written, it is one.
+pub fn same_id(id: &str) -> Cow<'_, str> {
+    if id == "-0" {
+        return "0".into();
+    }
+    if !id.contains('\\') {
+        return id.into();
+    }
+    let text = serde_json::from_str(id).and_then(|text: String| serde_json::to_string(&text));
+    text.map_or(id.into(), Cow::Owned)
+}
+
 fn check_id(id: &str) -> Result<(), Refusal> {
     // Beyond this, JavaScript reads two numbers as one (RFC 8259 §6), and the
     // answer to one request could be taken for that to another.
@@ -329,6 +341,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn an_id_is_one_however_it_is_written() {
+        assert_eq!(same_id(r#""\u0061sk \/6""#), r#""ask /6""#);
+        assert_eq!(same_id(r#""a\"b""#), same_id(r#""a\u0022b""#));
+        assert_eq!(same_id("-0"), "0");
+        assert_ne!(same_id("1"), same_id(r#""1""#));
+    }
 
     #[test]
     fn the_three_kinds() {

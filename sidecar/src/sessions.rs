@@ -10,7 +10,7 @@ use http::{HeaderName, HeaderValue};
 use moka::{policy::EvictionPolicy, sync::Cache};
 use policy::Caller;
 
-use crate::{era::Revision, host::legacy::LegacySession, upstream::Principal};
+use crate::{envelope::same_id, era::Revision, host::legacy::LegacySession, upstream::Principal};
 
 /// Header of legacy sessions.
 pub const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
@@ -74,10 +74,10 @@ impl Session {
                 if lists.len() >= MAX_LISTS {
                     lists.clear();
                 }
-                lists.insert(id.to_owned());
+                lists.insert(same_id(id).into_owned());
                 true
             }
-            false => !lists.contains(id),
+            false => !lists.contains(&*same_id(id)),
         }
     }
 }
@@ -94,12 +94,13 @@ impl Asked {
     /// The server asked. False: too much waits, and the request must not pass.
     pub fn add(&self, id: &str) -> bool {
         let mut ids = self.ids();
-        ids.contains(id) || (ids.len() < MAX_ASKED && ids.insert(id.to_owned()))
+        let id = same_id(id);
+        ids.contains(&*id) || (ids.len() < MAX_ASKED && ids.insert(id.into_owned()))
     }
 
     /// The caller answers. False: nobody asked.
     pub fn take(&self, id: &str) -> bool {
-        self.ids().remove(id)
+        self.ids().remove(&*same_id(id))
     }
 }
 

@@ -17,8 +17,8 @@ pub struct Splitter {
     position: usize,
     /// Whether the start of the stream has been looked at for a byte order mark.
     started: bool,
-    /// Whether nothing follows.
-    ended: bool,
+    /// Whether a line ended with CR and nothing has followed: an LF belongs to it.
+    after_cr: bool,
 }
 
 /// An event is larger than [`MAX_EVENT`].
@@ -59,27 +59,34 @@ impl Splitter {
         Some(self.buffer.split_to(end).freeze())
     }
 
-    /// Nothing follows: a CR at the end is a line end of its own.
-    /// True: this was not known yet, and may have ended an event.
-    pub fn end(&mut self) -> bool {
-        !std::mem::replace(&mut self.ended, true)
-    }
-
     /// What is left when the stream ends: an event without its blank line is
     /// none (§9.2.6), so it is dropped.
     pub fn rest(&self) -> usize {
         self.buffer.remaining()
     }
 
-    /// Lines end with LF, CR or CRLF.
+    /// Lines end with LF, CR or CRLF. A CR counts at once, so that no event waits
+    /// for what may never come; the LF of it that comes later is dropped, or is
+    /// passed over within an event.
     fn end_of_event(&mut self) -> Option<usize> {
         while let Some(byte) = self.buffer.get(self.position) {
+            if std::mem::take(&mut self.after_cr) && *byte == b'\n' {
+                if self.position == 0 {
+                    self.buffer.advance(1);
+                } else {
+                    self.position += 1;
+                }
+                self.line_start = self.position;
+                continue;
+            }
             let ending = match (byte, self.buffer.get(self.position + 1)) {
                 (b'\n', _) => 1,
                 (b'\r', Some(b'\n')) => 2,
                 (b'\r', Some(_)) => 1,
-                (b'\r', None) if !self.ended => return None, // An LF may follow.
-                (b'\r', None) => 1,
+                (b'\r', None) => {
+                    self.after_cr = true;
+                    1
+                }
                 _ => {
                     self.position += 1;
                     continue;
@@ -184,13 +191,20 @@ mod tests {
     }
 
     #[test]
-    fn a_cr_at_the_end_ends_an_event() {
+    fn a_cr_ends_a_line_whatever_follows() {
         let mut splitter = Splitter::default();
         splitter.push(b"data: a\r\r").unwrap();
-        assert_eq!(splitter.next_event(), None, "an LF may follow");
-        assert!(splitter.end());
         assert_eq!(data(&splitter.next_event().unwrap()).unwrap(), b"a");
-        assert_eq!((splitter.rest(), splitter.end()), (0, false));
+        assert_eq!((splitter.rest(), splitter.next_event()), (0, None));
+        splitter.push(b"\n").unwrap();
+        assert_eq!((splitter.next_event(), splitter.rest()), (None, 0));
+        splitter.push(b"data: b\r").unwrap();
+        assert_eq!(splitter.next_event(), None);
+        splitter.push(b"\ndata: c\r").unwrap();
+        assert_eq!(splitter.next_event(), None, "CR and LF are one");
+        splitter.push(b"\n\n").unwrap();
+        assert_eq!(data(&splitter.next_event().unwrap()).unwrap(), b"b\nc");
+        assert_eq!(splitter.rest(), 0);
     }
 
     #[test]
@@ -236,13 +250,18 @@ mod tests {
     }
 
     proptest! {
-        /// However the bytes are cut, the events are the same.
+        /// However the bytes are cut, the events have the same lines.
         #[test]
         fn cuts_do_not_matter(text in "([a-z:]{0,4}[\r\n]{0,3}){0,20}", cut in 0usize..60) {
             let bytes = text.as_bytes();
             let cut = cut.min(bytes.len());
             let whole: Vec<_> = bytes.iter().map(std::slice::from_ref).collect();
-            prop_assert_eq!(events(&[&bytes[..cut], &bytes[cut..]]), events(&whole));
+            let lines = |chunks: &[&[u8]]| -> Vec<_> {
+                let text = |event: Bytes| String::from_utf8(event.to_vec()).unwrap();
+                let ends = |text: String| text.replace("\r\n", "\n").replace('\r', "\n");
+                events(chunks).into_iter().map(text).map(ends).collect()
+            };
+            prop_assert_eq!(lines(&[&bytes[..cut], &bytes[cut..]]), lines(&whole));
         }
     }
 }

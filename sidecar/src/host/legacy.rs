@@ -2,7 +2,7 @@
 //! resumed, requests of the server, cancellation by notification only.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     body::Body,
     bridge::{self, Client},
-    envelope::{Kind, Message},
+    envelope::{Kind, Message, same_id},
     era::{Era, Revision},
     link::{Call, Event, Info, Link, OnDrop, Ongoing, Said, Wire},
     upstream::{Forward, UpstreamError},
@@ -463,12 +463,15 @@ impl LegacySession {
     fn cancellable(&self, id: &str) -> Result<mpsc::Receiver<String>, UpstreamError> {
         let (sender, cancels) = mpsc::channel(1);
         let mut calls = self.calls();
-        if calls.cancels.insert(id.to_owned(), sender).is_some() {
-            return Err(UpstreamError::Refused(
+        match calls.cancels.entry(same_id(id).into_owned()) {
+            Entry::Occupied(_) => Err(UpstreamError::Refused(
                 "the id is in use by a request in flight".into(),
-            ));
+            )),
+            Entry::Vacant(free) => {
+                free.insert(sender);
+                Ok(cancels)
+            }
         }
-        Ok(cancels)
     }
 
     /// Notifications, and answers to requests of the server.
@@ -477,7 +480,7 @@ impl LegacySession {
             Kind::Notification { method, params } => match method.as_ref() {
                 "notifications/cancelled" => {
                     let id = wire::member(*params, &["requestId"]).map(RawValue::get);
-                    let cancel = id.and_then(|id| self.calls().cancels.get(id).cloned());
+                    let cancel = id.and_then(|id| self.calls().cancels.get(&*same_id(id)).cloned());
                     if let (Some(cancel), Some(params)) = (cancel, params) {
                         let _ = cancel.try_send(params.get().to_owned()); // Once is enough.
                     }
@@ -496,7 +499,7 @@ impl LegacySession {
             return Err(UpstreamError::Refused("no request".into()));
         };
         let id = message.id.map_or("null", RawValue::get);
-        if self.calls().cancels.contains_key(id) {
+        if self.calls().cancels.contains_key(&*same_id(id)) {
             return Err(UpstreamError::Refused(
                 "the id is in use by a request in flight".into(),
             ));
@@ -730,7 +733,7 @@ impl Drop for Finish {
     fn drop(&mut self) {
         let is_last = self.left.fetch_sub(1, Ordering::AcqRel) == 1;
         let mut calls = self.session.calls();
-        calls.cancels.remove(&self.id);
+        calls.cancels.remove(&*same_id(&self.id));
         calls.last_used = Instant::now();
         if is_last {
             if let Some(kept) = calls.streams.get_mut(&self.number) {

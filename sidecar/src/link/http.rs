@@ -482,9 +482,6 @@ impl Events {
                 }
             }
             let Some(frame) = self.body.next().await else {
-                if self.splitter.end() {
-                    continue;
-                }
                 return Ok(None);
             };
             let frame = frame.map_err(|error| UpstreamError::Connect(error.to_string()))?;

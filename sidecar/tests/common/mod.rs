@@ -202,6 +202,11 @@ impl Drop for Sidecar {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.folder);
+        if std::thread::panicking() {
+            for line in self.log.lock().iter().flat_map(|log| log.iter()) {
+                eprintln!("sidecar: {line}");
+            }
+        }
     }
 }
 
