@@ -120,9 +120,9 @@ struct Element<'a> {
 impl<'a> Element<'a> {
     fn of(message: &'a Message<'a>, era: Era) -> Result<Self, Refusal> {
         let (method, action) = match &message.kind {
-            Kind::Request { method, params } => (
+            Kind::Request { method, .. } => (
                 method.clone(),
-                Action::of_request(era, method, *params).map_err(Refusal::malformed)?,
+                Action::of_request(era, method, message).map_err(Refusal::malformed)?,
             ),
             Kind::Notification { method, .. } => {
                 (method.clone(), Action::of_notification(era, method))
