@@ -17,6 +17,8 @@ use crate::{
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 256;
+/// Largest head of a request, in bytes: room for a token.
+const MAX_HEAD: usize = 32 * 1024;
 /// A request and its answer take at most this long.
 const EXCHANGE: Duration = Duration::from_secs(2);
 
@@ -41,6 +43,7 @@ pub async fn serve(shared: Arc<Shared>, listener: TcpListener) {
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .keep_alive(false)
+                .max_buf_size(MAX_HEAD)
                 .serve_connection(TokioIo::new(stream), service);
             let _ = tokio::time::timeout(EXCHANGE, connection).await; // A probe that hangs up is no event.
             drop(place);

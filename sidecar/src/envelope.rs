@@ -9,7 +9,7 @@ use std::{borrow::Cow, fmt};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error as _, MapAccess, Visitor},
+    de::{Error as _, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
@@ -58,19 +58,13 @@ impl<'a> Messages<'a> {
             let list = vec![Message::read(text)?];
             return Ok(Self { list, is_batch });
         }
-        let elements: Vec<&RawValue> = serde_json::from_str(text)
+        let Batch(elements) = serde_json::from_str(text)
             .map_err(|error| format!("the body is no batch of JSON-RPC messages: {error}"))?;
-        if elements.is_empty() || elements.len() > MAX_BATCH {
-            return Err(format!(
-                "a batch has 1 to {MAX_BATCH} messages, not {}",
-                elements.len()
-            ));
-        }
-        let read = |(index, element): (usize, &&'a RawValue)| {
+        let read = |(index, element): (usize, &'a RawValue)| {
             Message::read(element.get()).map_err(|error| format!("message {index}: {error}"))
         };
         let list = elements
-            .iter()
+            .into_iter()
             .enumerate()
             .map(read)
             .collect::<Result<_, _>>()?;
@@ -351,6 +345,39 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
             }
         }
         deserializer.deserialize_map(Object)
+    }
+}
+
+/// The messages of a batch. Reading ends at the first that is too many: a body
+/// has room for millions.
+struct Batch<'a>(Vec<&'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Batch<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Array;
+        impl<'de> Visitor<'de> for Array {
+            type Value = Batch<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "1 to {MAX_BATCH} messages")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut elements: Vec<&'de RawValue> = Vec::with_capacity(4);
+                while let Some(element) = seq.next_element()? {
+                    if elements.len() == MAX_BATCH {
+                        let message = format_args!("a batch has 1 to {MAX_BATCH} messages");
+                        return Err(A::Error::custom(message));
+                    }
+                    elements.push(element);
+                }
+                if elements.is_empty() {
+                    return Err(A::Error::invalid_length(0, &self));
+                }
+                Ok(Batch(elements))
+            }
+        }
+        deserializer.deserialize_seq(Array)
     }
 }
 

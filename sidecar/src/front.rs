@@ -8,6 +8,7 @@
 
 mod activity;
 mod intake;
+mod unread;
 
 use std::{
     convert::Infallible,
@@ -255,7 +256,16 @@ impl Front {
                 open.place = Some(place);
                 pipeline::handle(&self.shared, request).await
             }
-            Err(refusal) => refusal.into_response(None),
+            Err(refusal) => {
+                // An answer that is late helps nobody where there are too many.
+                let closes = |(name, _): &(_, _)| *name == header::CONNECTION;
+                let closes = refusal.header.as_ref().is_some_and(closes);
+                if !closes && refusal.reason != Reason::Overloaded {
+                    let (parts, body) = request.into_parts();
+                    discard(&parts.headers, body).await;
+                }
+                refusal.into_response(None)
+            }
         };
         open.in_flight.answered();
         answer.map(|body| Body::new(Held { body, _open: open }))
@@ -297,7 +307,8 @@ fn prepare(stream: &TcpStream) {
     }
 }
 
-/// What HTTP leaves open and we do not. The rest is hyper's, and holds:
+/// What HTTP leaves open and we do not. The rest is hyper's, and holds (`unread`
+/// tells the caller why):
 /// different or malformed lengths, HTTP/1.0 with `Transfer-Encoding`, an encoding
 /// that does not end in `chunked`, and whitespace or control characters where
 /// none may be get 400 and the end of the connection; `Transfer-Encoding` beside
@@ -306,27 +317,53 @@ fn prepare(stream: &TcpStream) {
 /// on each first request. What goes to the server is framed anew.
 fn check_head(request: &Request<Incoming>) -> Result<(), Refusal> {
     let headers = request.headers();
-    if headers.len() > MAX_HEADERS {
-        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        let message = format!("a request has at most {MAX_HEADERS} headers");
-        return Err(Refusal::new(Reason::TooLarge, status, message));
+    if headers.len() > MAX_HEADERS || head_size(request) > MAX_HEAD {
+        return Err(unread::too_large(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        ));
     }
     let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (encodings.next(), encodings.next()) {
         (None, _) => {}
         (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"chunked") => {}
         _ => {
+            // Whoever stands between may see another end of this body.
+            let close = HeaderValue::from_static("close");
             let message = "Transfer-Encoding must be chunked, and nothing else";
-            return Err(Refusal::malformed(message));
+            return Err(Refusal {
+                header: Some((header::CONNECTION, close)),
+                ..Refusal::malformed(message)
+            });
         }
     }
-    let is_continue = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
-    if !headers.get_all(header::EXPECT).iter().all(is_continue) {
+    if !headers
+        .get_all(header::EXPECT)
+        .iter()
+        .all(intake::is_continue)
+    {
         let status = StatusCode::EXPECTATION_FAILED;
         let message = "Expect must be 100-continue";
         return Err(Refusal::new(Reason::Malformed, status, message));
     }
     Ok(())
+}
+
+/// Bytes of a head, without white space that means nothing. hyper stops reading
+/// at about [`MAX_HEAD`]: what has come with a request before may be more.
+fn head_size(request: &Request<Incoming>) -> usize {
+    let uri = request.uri();
+    let line = [
+        Some(request.method().as_str()),
+        uri.scheme_str(),
+        uri.authority().map(http::uri::Authority::as_str),
+        uri.path_and_query().map(http::uri::PathAndQuery::as_str),
+    ];
+    let line: usize = line.iter().flatten().map(|part| part.len()).sum();
+    let headers = request.headers().iter();
+    let headers: usize = headers
+        .map(|(name, value)| name.as_str().len() + ": \r\n".len() + value.len())
+        .sum();
+    line + headers
 }
 
 /// Counts a request until its answer has been sent.

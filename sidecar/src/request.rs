@@ -56,7 +56,7 @@ pub fn check_names(parts: &Parts, active: &Active) -> Result<(), Refusal> {
         }
         _ => None,
     };
-    let host = host.filter(|host: &Authority| !host.as_str().contains('@'));
+    let host = host.filter(is_host_and_port);
     if !host.is_some_and(|host| is_ours(host.host(), active)) {
         let hint = "set spec.url of the McpServer to the URL that clients use";
         return forbidden(
@@ -78,10 +78,7 @@ pub fn check_names(parts: &Parts, active: &Active) -> Result<(), Refusal> {
     };
     let is_plain = |origin: &&Uri| {
         let is_web = matches!(origin.scheme_str(), Some("http" | "https"));
-        is_web
-            && origin
-                .authority()
-                .is_some_and(|authority| !authority.as_str().contains('@'))
+        is_web && origin.authority().is_some_and(is_host_and_port)
     };
     match origin.as_ref().filter(is_plain).and_then(Uri::host) {
         Some(host) if is_ours(host, active) => Ok(()),
@@ -89,6 +86,17 @@ pub fn check_names(parts: &Parts, active: &Active) -> Result<(), Refusal> {
             Reason::OriginNotAllowed,
             "the Origin header names a foreign site".into(),
         ),
+    }
+}
+
+/// Whether there is no user in it, and its port, if any, is a number.
+fn is_host_and_port(authority: &Authority) -> bool {
+    match authority.as_str().strip_prefix(authority.host()) {
+        Some("") => true,
+        Some(rest) => rest.strip_prefix(':').is_some_and(|port| {
+            port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+        }),
+        None => false,
     }
 }
 
@@ -119,10 +127,8 @@ pub fn check_headers(method: &Method, headers: &HeaderMap) -> Result<(), Refusal
             message,
         ))
     };
-    if headers
-        .get(header::CONTENT_ENCODING)
-        .is_some_and(|encoding| encoding != "identity")
-    {
+    let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
+    if !encodings.all(|encoding| encoding == "identity") {
         return unsupported("content encodings are not accepted: send the body as it is");
     }
     if *method == Method::POST

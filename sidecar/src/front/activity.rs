@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -21,7 +22,7 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
-use super::{HEAD, MAX_HEAD, STUCK};
+use super::{HEAD, MAX_HEAD, STUCK, unread};
 
 /// After our end is closed, what still comes is thrown away for this time, so
 /// that the kernel does not reset the connection before the answer is read.
@@ -204,6 +205,13 @@ pub struct Socket {
     activity: Arc<Activity>,
     /// The first line, until it is there.
     first_line: Option<Vec<u8>>,
+    /// By the first line.
+    is_http2: bool,
+    is_foreign: bool,
+    /// How many requests had begun when all answers had been written last.
+    settled: usize,
+    /// What is written in place of an answer of hyper's own.
+    instead: Bytes,
     linger: Option<Pin<Box<Sleep>>>,
 }
 
@@ -215,34 +223,73 @@ impl Socket {
             stream,
             activity: Arc::clone(&activity),
             first_line: Some(Vec::new()),
+            is_http2: false,
+            is_foreign: false,
+            settled: 0,
+            instead: Bytes::new(),
             linger: None,
         };
         (socket, activity)
     }
 
     /// What begins neither as HTTP/1 nor as HTTP/2 gets no answer (RFC 9113
-    /// §3.4): one of HTTP/1 would mean nothing to whoever sent it.
-    fn begins(&mut self, read: &[u8]) -> io::Result<()> {
+    /// §3.4): one of HTTP/1 would mean nothing to whoever sent it. False for
+    /// such a beginning.
+    fn begins(&mut self, read: &[u8]) -> bool {
         let Some(line) = &mut self.first_line else {
-            return Ok(());
+            return true;
         };
         let end = read.iter().position(|byte| *byte == b'\n');
         line.extend_from_slice(&read[..end.unwrap_or(read.len())]);
-        if end.is_none() && line.len() <= MAX_HEAD {
-            return Ok(());
+        if end.is_none() && line.len() < MAX_HEAD {
+            return true;
         }
         let line = self.first_line.take().unwrap_or_default();
-        let (line, version) = (line.trim_ascii(), b"HTTP/1.x".len());
-        // Empty: RFC 9112 §2.2 allows an empty line before the first.
-        let version = &line[line.len().saturating_sub(version)..];
-        match line.is_empty()
+        let line = line.trim_ascii();
+        self.is_http2 = line == b"PRI * HTTP/2.0";
+        // Too long: HTTP/1 says so. Empty: RFC 9112 §2.2 allows an empty line
+        // before the first.
+        end.is_none()
+            || line.is_empty()
             || [b"HTTP/1.0", b"HTTP/1.1", b"HTTP/2.0"]
                 .iter()
-                .any(|known| version == *known)
-        {
-            true => Ok(()),
-            false => Err(io::Error::new(io::ErrorKind::InvalidData, "no HTTP")),
+                .any(|version| line.ends_with(*version))
+    }
+
+    /// All that hyper had to say has been written: it flushes only then.
+    fn flushed(&mut self) {
+        if self.activity.open.load(Relaxed) == 0 {
+            self.settled = self.activity.served.load(Relaxed);
         }
+    }
+
+    /// Takes an answer of hyper's own, to write one with a reason instead; or
+    /// none, where the first line is not there yet and may be no HTTP at all.
+    /// When every answer has been written and no request has begun since, what
+    /// comes over HTTP/1 can be nothing else; no byte of an answer is looked at.
+    fn takes(&mut self, written: &[u8]) -> bool {
+        if self.is_http2 || self.settled != self.activity.served.load(Relaxed) {
+            return false;
+        }
+        let Some(instead) = unread::with_reason(written) else {
+            return false;
+        };
+        if self.first_line.is_none() {
+            self.instead = instead.into();
+        }
+        true
+    }
+
+    fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.instead.is_empty() {
+            let written = Pin::new(&mut self.stream).poll_write(cx, &self.instead);
+            self.activity.written(written.is_pending());
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.instead.advance(count),
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -252,10 +299,17 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.is_foreign {
+            return Poll::Ready(Ok(())); // The end, for hyper; it closes in good order.
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         self.activity.read();
-        Poll::Ready(self.begins(&buffer.filled()[before..]))
+        if !self.begins(&buffer.filled()[before..]) {
+            self.is_foreign = true;
+            buffer.set_filled(before);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -265,6 +319,9 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.takes(bytes) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.activity.written(written.is_pending());
         written
@@ -275,6 +332,11 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [only] = slices
+            && self.takes(only)
+        {
+            return Poll::Ready(Ok(only.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         self.activity.written(written.is_pending());
         written
@@ -285,11 +347,15 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(self.poll_instead(cx))?;
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.linger.is_none() {
+            ready!(self.poll_instead(cx))?;
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
             self.linger = Some(Box::pin(sleep(LINGER)));
         }

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::FutureExt;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::Body;
 use http_body_util::BodyExt;
 use policy::Reason;
@@ -128,7 +128,7 @@ impl Intake {
 /// can go on (HTTP/1.1), and a stream that breaks the protocol is reset for that
 /// (HTTP/2). Not where the client waits to be told whether it shall send it.
 pub async fn discard<B: Body<Data = Bytes> + Unpin>(headers: &HeaderMap, mut body: B) {
-    if headers.contains_key(header::EXPECT) {
+    if headers.get_all(header::EXPECT).iter().any(is_continue) {
         return;
     }
     let read = async {
@@ -141,6 +141,11 @@ pub async fn discard<B: Body<Data = Bytes> + Unpin>(headers: &HeaderMap, mut bod
         }
     };
     let _ = tokio::time::timeout(DISCARD, read).await; // The refusal does not depend on it.
+}
+
+/// Whether this value of `Expect` is the one that there is (RFC 9110 §10.1.1).
+pub fn is_continue(expected: &HeaderValue) -> bool {
+    expected.as_bytes().eq_ignore_ascii_case(b"100-continue")
 }
 
 /// Until when the next bytes have to come.

@@ -46,11 +46,13 @@ pub async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Respons
     let (parts, incoming) = request.into_parts();
     let changes = shared.config.changes();
     let Some(active) = shared.config.active() else {
+        front::discard(&parts.headers, incoming).await;
         let message = "no configuration has been read yet: everything is denied";
         return Refusal::new(Reason::NoBundle, StatusCode::SERVICE_UNAVAILABLE, message)
             .into_response(None);
     };
     if parts.uri.path() != active.path {
+        front::discard(&parts.headers, incoming).await;
         return Refusal::new(
             Reason::Malformed,
             StatusCode::NOT_FOUND,

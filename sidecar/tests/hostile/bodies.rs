@@ -129,6 +129,7 @@ fn cases() -> Vec<Case> {
         encoded("unknown", &["rot13"], plain(), false),
         encoded("two in one", &["identity, gzip"], zipped(), false),
         encoded("two", &["identity", "gzip"], zipped(), false),
+        encoded("two, plain", &["identity", "gzip"], plain(), false),
         encoded("empty", &[""], plain(), false),
         encoded("gzip that is not said", &[], zipped(), false),
         encoded("identity", &["identity"], plain(), true),

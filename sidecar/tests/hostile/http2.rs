@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     net::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
@@ -22,8 +22,10 @@ use crate::{
 
 /// Growth of memory that any of these may cause at its peak.
 const MAX_GROWTH: u64 = 64 << 20;
-/// What a flood sends at most, where nobody stops it.
-const MAX_FLOOD: u64 = 64 << 20;
+/// What a flood sends at most, where nobody stops it: 10 MiB, and more in `make prove`.
+fn max_flood() -> u64 {
+    cases() as u64 * 1024
+}
 
 /// An HTTP/2 connection of somebody who does not care.
 struct Rude {
@@ -78,23 +80,15 @@ impl Rude {
 /// Reads frames to the end of the connection.
 async fn goaway(mut read: OwnedReadHalf) -> Option<u32> {
     let mut reason = None;
-    let mut head = [0; 9];
-    while read.read_exact(&mut head).await.is_ok() {
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        let mut payload = vec![0; length as usize];
-        if read.read_exact(&mut payload).await.is_err() {
-            break;
-        }
-        if head[3] == h2::GOAWAY {
-            reason = payload
-                .get(4..8)
-                .map(|code| u32::from_be_bytes(code.try_into().unwrap()));
+    while let Some(frame) = h2::next(&mut read).await {
+        if frame.kind == h2::GOAWAY {
+            reason = frame.number(4);
         }
     }
     reason
 }
 
-fn request(token: Option<&str>) -> Vec<u8> {
+pub fn request(token: Option<&str>) -> Vec<u8> {
     let bearer = token.map(|token| format!("Bearer {token}"));
     let mut fields = vec![
         (":method", "POST"),
@@ -232,7 +226,7 @@ async fn flood(
     // A piece of a good size, whatever the frame's.
     let piece = frames.repeat((64 * 1024 / frames.len()).max(1));
     let end = Instant::now() + PATIENCE;
-    while is_open && rude.spent.bytes < MAX_FLOOD && Instant::now() < end {
+    while is_open && rude.spent.bytes < max_flood() && Instant::now() < end {
         is_open = rude.send(&piece).await;
     }
     let spent = rude.spent;

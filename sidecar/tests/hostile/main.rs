@@ -7,9 +7,11 @@
 mod common;
 
 mod bodies;
+mod bombs;
 mod connection;
 mod http2;
 mod ids;
+mod limits;
 mod meter;
 mod mutations;
 mod names;

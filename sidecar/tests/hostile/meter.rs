@@ -57,7 +57,7 @@ pub async fn attack<T: Send + 'static, F: Future<Output = (Spent, T)>>(
     let cost = Cost {
         spent,
         attacker_cpu,
-        sidecar_cpu: cpu(pid) - before.1,
+        sidecar_cpu: cpu(pid).saturating_sub(before.1),
         grown: memory(pid, "VmHWM:").saturating_sub(before.0),
         upstream: upstream() - before.2,
     };
@@ -69,7 +69,7 @@ impl Cost {
     pub fn report(&self, what: &str) {
         let sent = self.spent.bytes + self.spent.connections * CONNECTION;
         let memory = self.grown.saturating_sub(WARM) as f64 / sent.max(1) as f64;
-        // The kernel counts the sidecar's time in hundredths of a second.
+        // What takes the attacker nothing is no measure.
         let attacker = self.attacker_cpu.max(Duration::from_millis(10));
         let cpu = self.sidecar_cpu.as_secs_f64() / attacker.as_secs_f64();
         println!(
@@ -87,24 +87,23 @@ impl Cost {
 }
 
 /// A line of the process's status, in bytes.
-fn memory(pid: u32, name: &str) -> u64 {
+pub fn memory(pid: u32, name: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with(name)).unwrap();
     let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     kib * 1024
 }
 
-/// Time of all threads of a process, in user and kernel mode.
-fn cpu(pid: u32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let after_name = stat.rsplit_once(')').unwrap().1;
-    let ticks: u64 = after_name
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map(|ticks| ticks.parse::<u64>().unwrap())
-        .sum();
-    Duration::from_millis(ticks * 10)
+/// CPU time of all threads of a process that live: the sidecar's workers do.
+pub fn cpu(pid: u32) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let spent = tasks.map(|task| -> u64 {
+        let schedstat = fs::read_to_string(task.unwrap().path().join("schedstat"));
+        let schedstat = schedstat.unwrap_or_default();
+        let spent = schedstat.split(' ').next().unwrap_or_default();
+        spent.parse().unwrap_or_default()
+    });
+    Duration::from_nanos(spent.sum())
 }
 
 /// Time of this thread.

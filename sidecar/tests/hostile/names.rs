@@ -26,6 +26,9 @@ const FOREIGN_HOSTS: &[&[&str]] = &[
     &["169.254.169.254"],
     &["localhost.evil.example"],
     &["localhost:x"],
+    &["localhost:"],
+    &["localhost:+80"],
+    &["localhost:65536"],
     &["orders.shop.svc orders.shop.svc"],
     &["orders.shop.svc, evil.example"],
     &["orders.shop.svc/evil"],
@@ -61,6 +64,8 @@ const FOREIGN_ORIGINS: &[&[&str]] = &[
     &["http://evil.example", "http://orders.shop.svc"],
     &["http://orders.shop.svc", "http://orders.shop.svc"],
     &["http://orders.shop.svc."],
+    &["http://orders.shop.svc:x"],
+    &["http://localhost:+80"],
     &["http://ordеrs.shop.svc"],
 ];
 

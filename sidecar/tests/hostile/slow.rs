@@ -122,8 +122,11 @@ async fn slow_clients_are_cut_and_others_do_not_notice() {
     let (script, sidecar) = guarded().await;
     let (token, address) = (sidecar.token("alice"), sidecar.mcp);
     let good = async |mut until: watch::Receiver<bool>| {
+        // At a steady pace, so that its own cost is small.
+        let mut pace = tokio::time::interval(Duration::from_millis(5));
         let mut times = Vec::new();
         while !*until.borrow_and_update() {
+            pace.tick().await;
             let start = Instant::now();
             let reply = sidecar.call(&call("good")).await;
             assert_eq!(reply.status, 200, "{reply:?}");

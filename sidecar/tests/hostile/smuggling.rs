@@ -4,7 +4,7 @@
 //! saw has to be what the audit log says was allowed, one by one.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{BufRead, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    common::{self, Script, Sidecar, allow, bundle, echo, until},
+    common::{self, Got, Script, Sidecar, allow, bundle, echo, until},
     mutations::{Parts, follow},
     no_limits,
     wire::{PATIENCE, Raw, h2},
@@ -123,6 +123,7 @@ impl Upstream {
     fn go() -> Self {
         let program = common::folder().join("server");
         let built = Command::new("go")
+            .env("CGO_ENABLED", "0")
             .args(["build", "-o"])
             .arg(&program)
             .arg(source("server.go"))
@@ -136,15 +137,30 @@ impl Upstream {
     }
 }
 
-/// What a request asks for: its tool, or its method.
-fn asked(method: &str, body: &str) -> String {
-    let message: Value = serde_json::from_str(body).unwrap_or_default();
-    match (method, &message["method"]) {
-        ("POST", Value::String(rpc)) => {
-            message["params"]["name"].as_str().unwrap_or(rpc).to_owned()
+impl Seen {
+    /// What it asks for: its tool, or its method.
+    fn asked(&self) -> String {
+        let Self { method, body, .. } = self;
+        let message: Value = serde_json::from_str(body).unwrap_or_default();
+        match (method.as_str(), &message["method"]) {
+            ("POST", Value::String(rpc)) => {
+                message["params"]["name"].as_str().unwrap_or(rpc).to_owned()
+            }
+            ("POST", _) => format!("unreadable: {body:?}"),
+            (method, _) => method.to_owned(),
         }
-        ("POST", _) => format!("unreadable: {body:?}"),
-        (method, _) => method.to_owned(),
+    }
+}
+
+impl From<&Got> for Seen {
+    fn from(got: &Got) -> Self {
+        let agent = got.headers.get("user-agent");
+        let agent = agent.map(|agent| String::from_utf8_lossy(agent.as_bytes()).into_owned());
+        Self {
+            method: got.method.clone(),
+            agent: agent.unwrap_or_default(),
+            body: String::from_utf8_lossy(&got.body).into_owned(),
+        }
     }
 }
 
@@ -182,19 +198,15 @@ async fn exchange_http2(address: SocketAddr, bytes: Vec<u8>) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let _ = stream.write_all(&bytes).await;
     let answers = async {
-        let (mut answers, mut head) = (Vec::new(), [0; 9]);
-        while stream.read_exact(&mut head).await.is_ok() {
-            let [_, a, b, kind, flags, .., last] = head;
-            let mut payload = vec![0; usize::from(a) << 8 | usize::from(b)];
-            if stream.read_exact(&mut payload).await.is_err() {
-                break;
-            }
-            let is_data = kind == h2::DATA;
+        let mut answers = Vec::new();
+        while let Some(frame) = h2::next(&mut stream).await {
+            let is_data = frame.kind == h2::DATA;
             if is_data {
-                answers.extend(payload);
+                answers.extend(frame.payload);
             }
-            let is_end = kind == h2::RST_STREAM || (is_data && flags & h2::END_STREAM > 0);
-            if is_end && last == 3 {
+            let is_end =
+                frame.kind == h2::RST_STREAM || (is_data && frame.flags & h2::END_STREAM > 0);
+            if is_end && frame.stream == 3 {
                 break;
             }
         }
@@ -238,111 +250,120 @@ fn allowed(sidecar: &Sidecar) -> (BTreeMap<String, usize>, usize) {
     }
 }
 
-/// Sends all mutations and gives how many there were, and what is wrong.
-async fn smuggle(upstream: &Upstream, script: Option<&Script>) -> (usize, usize, Vec<String>) {
-    let sidecar = in_front_of(upstream).await;
-    let bearer = format!("Bearer {}", sidecar.token("alice"));
+/// A mutation with a call that follows it on the same connection.
+struct Attempt {
+    /// In the name of the call that follows, so that answers can be told apart.
+    number: usize,
+    name: String,
+    bytes: Vec<u8>,
+    is_http2: bool,
+}
+
+fn attempts(bearer: &str) -> Vec<Attempt> {
     let parts = Parts {
-        bearer: &bearer,
+        bearer,
         outer: "get_outer",
         inner: "delete_inner",
     };
-    let http1 = parts
-        .all()
-        .into_iter()
-        .map(|(name, bytes)| (name, bytes, false));
-    // The call that follows has the number in its name, so that answers can be told apart.
-    let http2 = (0..parts.http2("").len()).map(|n| {
-        let number = http1.len() + n;
-        let (name, bytes) = parts.http2(&format!("get_follow_{number}.")).swap_remove(n);
-        (name, bytes, true)
+    let http1 = parts.all();
+    let first = http1.len();
+    let http1 = http1.into_iter().enumerate();
+    let http1 = http1.map(|(number, (name, bytes))| Attempt {
+        number,
+        name,
+        bytes: [bytes, follow(bearer, &format!("get_follow_{number}."))].concat(),
+        is_http2: false,
     });
-    let mutations: Vec<_> = http1.clone().chain(http2).collect();
-    let (total, address) = (mutations.len(), sidecar.mcp);
-    let exchanges =
-        stream::iter(mutations.into_iter().enumerate()).map(|(number, (name, bytes, is_http2))| {
-            let follow = follow(&bearer, &format!("get_follow_{number}."));
-            async move {
-                let answers = match is_http2 {
-                    true => exchange_http2(address, bytes).await,
-                    false => exchange(address, [bytes, follow].concat()).await,
-                };
-                (number, name, answers)
-            }
-        });
-    let mut wrong = Vec::new();
-    let mut exchanges = exchanges.buffer_unordered(AT_ONCE);
-    while let Some((number, name, answers)) = exchanges.next().await {
+    let http2 = (0..parts.http2("").len()).map(|at| {
+        let number = first + at;
+        let (name, bytes) = parts
+            .http2(&format!("get_follow_{number}."))
+            .swap_remove(at);
+        Attempt {
+            number,
+            name,
+            bytes,
+            is_http2: true,
+        }
+    });
+    http1.chain(http2).collect()
+}
+
+impl Attempt {
+    /// What is wrong with the answers, if anything.
+    async fn run(self, address: SocketAddr) -> Option<String> {
+        let answers = match self.is_http2 {
+            true => exchange_http2(address, self.bytes).await,
+            false => exchange(address, self.bytes).await,
+        };
         // An answer for somebody else's request is a desync as well.
         let follows = answers.matches("get_follow_").count();
-        let own = answers.matches(&format!("get_follow_{number}.")).count();
+        let own = format!("get_follow_{}.", self.number);
+        let own = answers.matches(&own).count();
         let ran = answers.contains(r#""text":"delete_inner""#);
-        if ran || follows != own || own > 1 {
-            wrong.push(format!("{} {name}: {answers}", upstream.name));
-        }
+        (ran || follows != own || own > 1).then(|| format!("{}: {answers}", self.name))
     }
+}
+
+/// What the server saw, without what the sidecar asks by itself.
+async fn seen(upstream: &Upstream, script: Option<&Script>) -> BTreeMap<String, usize> {
+    const OF_PROBE: [&str; 7] = [
+        "server/discover",
+        "initialize",
+        "notifications/initialized",
+        "notifications/cancelled",
+        "tools/list",
+        "GET",
+        "DELETE",
+    ];
+    let all = || match script {
+        Some(script) => script.got.lock().unwrap().iter().map(Seen::from).collect(),
+        None => upstream.seen(),
+    };
+    until("the server has seen the last call", async || {
+        all().iter().any(|seen| seen.asked() == LAST)
+    })
+    .await;
+    let of_callers = all().into_iter().filter_map(|seen| {
+        let asked = seen.asked();
+        let is_probe = seen.agent.is_empty() && OF_PROBE.contains(&asked.as_str());
+        (!is_probe).then_some(asked)
+    });
+    count(of_callers)
+}
+
+/// Sends all mutations; gives how many there were, and what is wrong.
+async fn smuggle(upstream: &Upstream, script: Option<&Script>) -> (usize, Vec<String>) {
+    let sidecar = in_front_of(upstream).await;
+    let bearer = format!("Bearer {}", sidecar.token("alice"));
+    let attempts = attempts(&bearer);
+    let total = attempts.len();
+    let mut wrong: Vec<_> = stream::iter(attempts)
+        .map(|attempt| attempt.run(sidecar.mcp))
+        .buffer_unordered(AT_ONCE)
+        .filter_map(async |wrong| wrong)
+        .collect()
+        .await;
     let mut raw = Raw::connect(sidecar.mcp).await;
     raw.send(follow(&bearer, LAST)).await.unwrap();
     assert_eq!(raw.answer().await.unwrap().status, 200);
     let (allowed, denied) = allowed(&sidecar);
-    drop((exchanges, sidecar));
-    let seen = || match script {
-        Some(script) => script
-            .got
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|got| Seen {
-                method: got.method.clone(),
-                agent: got
-                    .headers
-                    .get("user-agent")
-                    .map(|agent| agent.to_str().unwrap().to_owned())
-                    .unwrap_or_default(),
-                body: String::from_utf8_lossy(&got.body).into_owned(),
-            })
-            .collect(),
-        None => upstream.seen(),
-    };
-    until("the server has seen the last call", async || {
-        seen()
-            .iter()
-            .any(|seen| asked(&seen.method, &seen.body) == LAST)
-    })
-    .await;
-    let of_probe = |seen: &Seen| {
-        seen.agent.is_empty()
-            && [
-                "initialize",
-                "notifications/initialized",
-                "tools/list",
-                "GET",
-                "DELETE",
-            ]
-            .contains(&asked(&seen.method, &seen.body).as_str())
-    };
-    let seen = count(
-        seen()
-            .iter()
-            .filter(|seen| !of_probe(seen))
-            .map(|seen| asked(&seen.method, &seen.body)),
-    );
-    for name in seen.keys().chain(allowed.keys()) {
+    drop(sidecar);
+    let seen = seen(upstream, script).await;
+    let names: BTreeSet<_> = seen.keys().chain(allowed.keys()).collect();
+    wrong.extend(names.into_iter().filter_map(|name| {
         let (saw, may) = (seen.get(name), allowed.get(name));
-        // `HEAD` and the like are decided by their method.
-        if saw != may {
-            wrong.push(format!(
-                "{}: {name}: seen {saw:?}, allowed {may:?}",
-                upstream.name
-            ));
-        }
-    }
+        (saw != may).then(|| format!("{name}: seen {saw:?}, allowed {may:?}"))
+    }));
     println!(
-        "row 23: {} saw {} requests of {total} mutations and what follows them; {denied} refused by decision, the rest before",
+        "row 23: {} saw {} requests of {total} mutations and what follows them, each of them allowed; {denied} were refused by decision, the rest before",
         upstream.name,
         seen.values().sum::<usize>()
     );
-    (total, denied, wrong)
+    let wrong = wrong
+        .iter()
+        .map(|wrong| format!("{}: {wrong}", upstream.name));
+    (total, wrong.collect())
 }
 
 /// Sends all mutations without a sidecar; gives how many hidden requests ran.
@@ -361,7 +382,7 @@ async fn directly(upstream: &Upstream) -> usize {
         assert!(end.is_ok(), "{} leaves the connection open", upstream.name);
     });
     exchanges.buffer_unordered(AT_ONCE).collect::<()>().await;
-    let ran = |seen: &&Seen| asked(&seen.method, &seen.body) == "delete_inner";
+    let ran = |seen: &&Seen| seen.asked() == "delete_inner";
     upstream.seen().iter().filter(ran).count()
 }
 
@@ -386,7 +407,7 @@ async fn no_server_sees_a_request_that_was_not_decided() {
         smuggle(&go, None),
     );
     let all = [hyper, node, python, go];
-    let wrong: Vec<_> = all.iter().flat_map(|(_, _, wrong)| wrong).collect();
+    let wrong: Vec<_> = all.iter().flat_map(|(_, wrong)| wrong).collect();
     assert!(wrong.is_empty(), "{} desyncs: {wrong:#?}", wrong.len());
     println!(
         "row 23: {} mutations before each of hyper, Node, Python and Go: 0 desyncs",

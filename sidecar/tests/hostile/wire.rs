@@ -93,6 +93,8 @@ pub fn request(line: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
 
 /// HTTP/2 (RFC 9113 §3.4 and §4.1, RFC 7541 §5 and §6.2.2).
 pub mod h2 {
+    use tokio::io::{AsyncRead, AsyncReadExt};
+
     pub const DATA: u8 = 0;
     pub const HEADERS: u8 = 1;
     pub const PRIORITY: u8 = 2;
@@ -105,6 +107,39 @@ pub mod h2 {
 
     pub const END_STREAM: u8 = 1;
     pub const END_HEADERS: u8 = 4;
+
+    /// A frame that came.
+    #[derive(Debug)]
+    pub struct Frame {
+        pub kind: u8,
+        pub flags: u8,
+        pub stream: u32,
+        pub payload: Vec<u8>,
+    }
+
+    impl Frame {
+        /// The number at this place of the payload, such as the code of an error.
+        pub fn number(&self, at: usize) -> Option<u32> {
+            let bytes = self.payload.get(at..at + 4)?;
+            Some(u32::from_be_bytes(bytes.try_into().ok()?))
+        }
+    }
+
+    /// The next frame; none when the connection ends before its end.
+    pub async fn next(read: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
+        let mut head = [0; 9];
+        read.read_exact(&mut head).await.ok()?;
+        let [_, a, b, kind, flags, stream @ ..] = head;
+        let mut payload = vec![0; usize::from(a) << 8 | usize::from(b)];
+        read.read_exact(&mut payload).await.ok()?;
+        let stream = u32::from_be_bytes(stream);
+        Some(Frame {
+            kind,
+            flags,
+            stream,
+            payload,
+        })
+    }
 
     /// The preface, and settings that change nothing.
     pub fn preface() -> Vec<u8> {

@@ -1,24 +1,22 @@
-//! Bodies that cost a careless reader much, sent to the real binary: what it
-//! takes of CPU and memory is printed, and stays in proportion.
-#![allow(clippy::unwrap_used, missing_docs)]
-
-mod common;
+//! THREATS row 27: bodies that cost a careless reader much. What each takes of
+//! CPU and memory is printed, and stays in proportion.
 
 use std::{
-    fs,
     io::Write,
     process::{Command, Stdio},
     time::Duration,
 };
 
 use bytes::Bytes;
-use common::{Reply, Script, Sidecar, allow, bundle, echo, send};
 use http::Request;
 use http_body_util::Full;
-use serde_json::json;
+use sidecar::front::MAX_BODY;
 
-/// The largest body that is accepted.
-const CAP: usize = 4 << 20;
+use crate::{
+    common::{Reply, Sidecar, send},
+    guarded,
+    meter::{cpu, memory},
+};
 
 struct Hostile {
     what: &'static str,
@@ -42,7 +40,7 @@ fn call(open: &str, parts: impl Iterator<Item = String>, close: &str) -> String 
     let head = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"get_order","arguments":"#;
     let mut body = format!("{head}{open}");
     for part in parts {
-        if body.len() + part.len() + close.len() + 2 > CAP {
+        if body.len() + part.len() + close.len() + 2 > MAX_BODY {
             break;
         }
         body += &part;
@@ -89,8 +87,8 @@ fn bodies() -> Vec<Hostile> {
         std::iter::once(format!("{{{names}}}")).chain(std::iter::repeat(format!(",{{{names}}}")))
     };
     let deep = ["[".repeat(100_000), "]".repeat(100_000)];
-    let bomb = gzip(&vec![b' '; CAP]);
-    assert!(bomb.len() < CAP / 900, "no bomb: {} bytes", bomb.len());
+    let bomb = gzip(&vec![b' '; MAX_BODY]);
+    assert!(bomb.len() < MAX_BODY / 900, "no bomb: {} bytes", bomb.len());
     vec![
         Hostile {
             what: "gzip, 1000:1",
@@ -99,7 +97,7 @@ fn bodies() -> Vec<Hostile> {
             answer: (415, "content encodings"),
         },
         hostile("gzip that does not say so", bomb, "UTF-8"),
-        hostile("brackets", "[".repeat(CAP), "nested"),
+        hostile("brackets", "[".repeat(MAX_BODY), "nested"),
         hostile(
             "depth 100,000",
             call(&deep[0], nothing(), &deep[1]),
@@ -146,15 +144,15 @@ fn bodies() -> Vec<Hostile> {
         hostile("empty messages", call("[{}", forever(",{}"), "]"), ""),
         hostile(
             "an empty batch of much",
-            format!("[{}]", " ".repeat(CAP - 2)),
+            format!("[{}]", " ".repeat(MAX_BODY - 2)),
             "1 to 100",
         ),
         hostile(
             "many in a batch",
-            format!("[{}0]", "0,".repeat(CAP / 2 - 2)),
+            format!("[{}0]", "0,".repeat(MAX_BODY / 2 - 2)),
             "1 to 100",
         ),
-        hostile("white space", " ".repeat(CAP), "JSON"),
+        hostile("white space", " ".repeat(MAX_BODY), "JSON"),
     ]
 }
 
@@ -162,6 +160,7 @@ impl Hostile {
     async fn send(&self, sidecar: &Sidecar) -> Reply {
         let mut request = Request::post(format!("http://{}/mcp", sidecar.mcp))
             .header("content-type", "application/json")
+            .header("user-agent", "bombs")
             .header("accept", "application/json, text/event-stream")
             .header(
                 "authorization",
@@ -175,62 +174,27 @@ impl Hostile {
     }
 }
 
-/// The CPU time of all threads of a process.
-fn cpu(pid: u32) -> Duration {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let spent = tasks.map(|task| -> u64 {
-        let schedstat =
-            fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap_or_default();
-        schedstat
-            .split(' ')
-            .next()
-            .and_then(|ns| ns.parse().ok())
-            .unwrap_or_default()
-    });
-    Duration::from_nanos(spent.sum())
-}
-
-/// A line of the process's status, in KiB.
-fn memory(pid: u32, label: &str) -> usize {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix(label))
-        .unwrap();
-    line.trim_start_matches(':')
-        .trim()
-        .split(' ')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap()
-}
-
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn hostile_bodies_cost_in_proportion() {
-    let script = Script::start(echo).await;
-    let upstream = format!("http://{}/mcp", script.address);
-    let limits = json!([{"name": "wide", "tools": ["*"], "requests": 1_000_000, "per": "1s"}]);
-    let sidecar = Sidecar::serve(&["--upstream", &upstream], |issuer| {
-        Some(bundle(issuer, allow(json!(["get_*"])), limits))
-    })
-    .await
-    .ready()
-    .await;
+    let (script, sidecar) = guarded().await;
     let pid = sidecar.child.id();
-    let idle = memory(pid, "VmRSS");
-    let mut slowest = Duration::ZERO;
+    let idle = memory(pid, "VmRSS:");
+    let (mut refused, mut read, mut count) = (Duration::ZERO, Duration::ZERO, 0);
     for hostile in bodies() {
         let (status, why) = hostile.answer;
         let (seen, before) = (script.got.lock().unwrap().len(), cpu(pid));
         let reply = hostile.send(&sidecar).await;
         let spent = cpu(pid) - before;
-        slowest = slowest.max(spent);
-        let peak = memory(pid, "VmHWM").saturating_sub(idle);
+        let slowest = if status >= 400 {
+            &mut refused
+        } else {
+            &mut read
+        };
+        (*slowest, count) = (spent.max(*slowest), count + 1);
         println!(
             "{:>6.1} ms of CPU, {:>5.1} MiB above idle so far, {}: {:>7} bytes of {}",
             spent.as_secs_f64() * 1e3,
-            peak as f64 / 1024.0,
+            above(idle, pid) / f64::from(1 << 20),
             reply.status,
             hostile.body.len(),
             hostile.what
@@ -251,12 +215,18 @@ async fn hostile_bodies_cost_in_proportion() {
             assert_eq!(got.len(), seen, "{} reached the server", hostile.what);
         }
     }
-    let peak = memory(pid, "VmHWM").saturating_sub(idle) * 1024;
+    let bodies = above(idle, pid) / MAX_BODY as f64;
+    let [refused_ms, read_ms] = [refused, read].map(|spent| spent.as_secs_f64() * 1e3);
     println!(
-        "{:.1} ms and {:.1} bodies of memory at most",
-        slowest.as_secs_f64() * 1e3,
-        peak as f64 / CAP as f64
+        "row 27: {count} hostile bodies: at most {refused_ms:.1} ms of CPU to refuse one, {read_ms:.1} ms to read and forward one, and memory of {bodies:.1} bodies of the largest size",
     );
-    assert!(peak <= 4 * CAP, "{peak} bytes at a cap of {CAP}");
-    assert!(slowest < Duration::from_secs(20), "{slowest:?}");
+    assert!(bodies <= 4.0, "{bodies} bodies");
+    // Whatever the machine: nothing here is worse than linear.
+    let slowest = refused.max(read);
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+}
+
+/// The peak of memory above what it was, in bytes.
+fn above(idle: u64, pid: u32) -> f64 {
+    memory(pid, "VmHWM:").saturating_sub(idle) as f64
 }
