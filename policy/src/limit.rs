@@ -62,13 +62,12 @@ impl Quota {
 
 /// The name of the count that a call belongs to. Parts are prefixed by their
 /// length, so that no caller can choose a name that runs into another's.
-pub fn bucket(limit: &Limit, caller: &Caller, tool: &str) -> String {
-    let mut key = String::with_capacity(96);
+pub fn bucket(limit: &Limit, caller: &Caller, tool: &str) -> Vec<u8> {
+    let mut key = Vec::with_capacity(192);
     let mut part = |text: Option<&str>| {
         let text = text.unwrap_or_default();
-        key.push_str(&text.len().to_string());
-        key.push(':');
-        key.push_str(text);
+        key.extend_from_slice(&text.len().to_ne_bytes());
+        key.extend_from_slice(text.as_bytes());
     };
     part(Some(&limit.policy));
     part(Some(&limit.name));

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 const QUEUE: usize = 1024 * 1024;
 /// So long the thread waits for more before it writes: waking it for each line
 /// would cost more than the line.
-const LINGER: Duration = Duration::from_millis(1);
+const LINGER: Duration = Duration::from_millis(5);
 /// Where so much waits already, it writes at once.
 const LINGER_BELOW: usize = 64 * 1024;
 

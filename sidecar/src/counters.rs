@@ -23,7 +23,7 @@ const FULL: TooEarly = TooEarly {
 
 #[derive(Default)]
 struct Counts {
-    tats: HashMap<String, Nanos>,
+    tats: HashMap<Vec<u8>, Nanos>,
     swept: Nanos,
 }
 
@@ -79,9 +79,12 @@ impl Counters {
         } = &mut *table;
         let mut charged = Vec::with_capacity(limits.len());
         let mut refused: Option<(&Limit, TooEarly)> = None;
+        let mut new = 0;
         for limit in limits {
             let key = bucket(limit, caller, tool);
-            match Quota::of(limit).check(counts.get(&key).copied(), now) {
+            let stored = counts.get(&key).copied();
+            new += usize::from(stored.is_none());
+            match Quota::of(limit).check(stored, now) {
                 Ok(tat) => charged.push((key, tat)),
                 // The longest wait is the one that helps.
                 Err(early)
@@ -95,10 +98,6 @@ impl Counters {
         if let Some(refused) = refused {
             return Err(refused);
         }
-        let new = charged
-            .iter()
-            .filter(|(key, _)| !counts.contains_key(key))
-            .count();
         if new > 0 && counts.len() + new > self.capacity {
             if now.saturating_sub(*swept) >= SWEEP {
                 counts.retain(|_, tat| *tat > now); // The others allow a full burst, as if never used.

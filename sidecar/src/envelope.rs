@@ -32,6 +32,8 @@ pub struct Message<'a> {
     pub id: Option<&'a RawValue>,
     /// The whole message, as written.
     pub text: &'a str,
+    /// The parameters, read once.
+    members: Option<Result<Members<'a>, Refusal>>,
 }
 
 /// The body of a request of a caller.
@@ -164,6 +166,7 @@ impl<'a> Message<'a> {
             return Err("params must be an object".into());
         }
         let (id, params) = (raw.id, raw.params);
+        let members = params.map(Members::parse);
         let kind = match (raw.method, id, raw.result, raw.error) {
             (Some(method), Some(_), None, None) => Kind::Request {
                 method: short(method)?,
@@ -187,7 +190,23 @@ impl<'a> Message<'a> {
                 );
             }
         };
-        Ok(Self { kind, id, text })
+        Ok(Self {
+            kind,
+            id,
+            text,
+            members,
+        })
+    }
+
+    /// The members of the parameters, where there are any.
+    ///
+    /// # Errors
+    /// A member stands twice.
+    pub fn params(&self) -> Result<Option<&Members<'a>>, Refusal> {
+        self.members
+            .as_ref()
+            .map(|members| members.as_ref().map_err(Clone::clone))
+            .transpose()
     }
 }
 

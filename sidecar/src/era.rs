@@ -231,14 +231,10 @@ struct Meta {
 
 impl Meta {
     fn of(message: &Message<'_>) -> Result<Self, String> {
-        let (Kind::Request { params, .. } | Kind::Notification { params, .. }) = &message.kind
-        else {
+        let Some(params) = message.params()? else {
             return Ok(Self::default());
         };
-        let Some(params) = params else {
-            return Ok(Self::default());
-        };
-        let Some(meta) = Members::parse(params)?.get("_meta")? else {
+        let Some(meta) = params.get("_meta")? else {
             return Ok(Self::default());
         };
         let meta = Members::parse(meta).map_err(|error| format!("params._meta: {error}"))?;
@@ -260,9 +256,9 @@ fn check_routing(headers: &HeaderMap, message: &Message<'_>) -> Result<(), Refus
     if !guard::is_on(Guard::Header) {
         return Ok(());
     }
-    let (method, params, is_request) = match &message.kind {
-        Kind::Request { method, params } => (method, *params, true),
-        Kind::Notification { method, params } => (method, *params, false),
+    let (method, is_request) = match &message.kind {
+        Kind::Request { method, .. } => (method, true),
+        Kind::Notification { method, .. } => (method, false),
         Kind::Response { .. } => {
             return Err(Refusal::malformed(
                 "this revision has no requests of the server, so no answers to them",
@@ -285,8 +281,9 @@ fn check_routing(headers: &HeaderMap, message: &Message<'_>) -> Result<(), Refus
         "tasks/get" | "tasks/update" | "tasks/cancel" => "taskId",
         _ => return Ok(()),
     };
+    let params = message.params().map_err(Refusal::malformed)?;
     let name = params
-        .map(|params| Members::parse(params).and_then(|members| members.text(member)))
+        .map(|params| params.text(member))
         .transpose()
         .map_err(Refusal::malformed)?;
     let header = once(headers, &MCP_NAME)?;

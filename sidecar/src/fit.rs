@@ -49,14 +49,14 @@ impl Default for Strays {
 
 impl Strays {
     /// The tool whose call made the task, where it was this caller's.
-    pub fn tool_of(&self, task: &str, principal: &Principal) -> Option<String> {
+    pub fn tool_of(&self, task: &str, caller: &Caller) -> Option<String> {
         let (owner, tool) = self.tasks.get(task)?;
-        (owner == *principal).then_some(tool)
+        owner.is(caller).then_some(tool)
     }
 
     /// Requests of the server to a caller without a session.
-    pub fn asked(&self, principal: &Principal) -> Arc<Asked> {
-        self.asked.get_with(principal.clone(), Arc::default)
+    pub fn asked(&self, caller: &Caller) -> Arc<Asked> {
+        self.asked.get_with(Principal::of(caller), Arc::default)
     }
 }
 
@@ -75,9 +75,7 @@ pub struct Fit {
     /// What requests share.
     pub shared: Arc<Shared>,
     /// The caller.
-    pub caller: Caller,
-    /// Whose sessions and tasks are meant.
-    pub principal: Principal,
+    pub caller: Arc<Caller>,
     /// The era that the caller speaks.
     pub era: Era,
     /// The session, where there is one.
@@ -145,7 +143,7 @@ impl Fit {
         let id = id.map_or("null", RawValue::get);
         let is_noted = match &self.session {
             Some(session) => session.asked().add(id),
-            None => self.shared.strays.asked(&self.principal).add(id),
+            None => self.shared.strays.asked(&self.caller).add(id),
         };
         match is_noted {
             true => Fitted::Same,
@@ -166,7 +164,7 @@ impl Fit {
             self.shared
                 .strays
                 .tasks
-                .insert(task, (self.principal.clone(), tool.to_owned()));
+                .insert(task, (Principal::of(&self.caller), tool.to_owned()));
         }
     }
 
@@ -174,7 +172,7 @@ impl Fit {
     fn shows(&self, item: Item<'_>) -> bool {
         let operation = match item {
             Item::Of(operation) => operation,
-            Item::Task(task) => match self.shared.strays.tool_of(task, &self.principal) {
+            Item::Task(task) => match self.shared.strays.tool_of(task, &self.caller) {
                 Some(tool) => return self.may(Operation::Tool(&tool)),
                 None => return false,
             },

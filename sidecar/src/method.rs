@@ -4,10 +4,9 @@
 use std::borrow::Cow;
 
 use policy::Operation;
-use serde_json::value::RawValue;
 
 use crate::{
-    envelope::{Members, Refusal},
+    envelope::{Members, Message, Refusal},
     era::Era,
 };
 
@@ -42,10 +41,11 @@ impl Action {
     ///
     /// # Errors
     /// Its params do not name what it wants.
-    pub fn of_request(era: Era, method: &str, params: Option<&RawValue>) -> Result<Self, Refusal> {
+    pub fn of_request(era: Era, method: &str, request: &Message<'_>) -> Result<Self, Refusal> {
         let name = |member: &str| -> Result<String, Refusal> {
+            let params = request.params()?;
             let params = params.ok_or_else(|| format!("params.{member} is required"))?;
-            Members::parse(params)?.text(member).map(Cow::into_owned)
+            params.text(member).map(Cow::into_owned)
         };
         Ok(match (method, era) {
             ("initialize" | "ping" | "logging/setLevel", Era::Legacy)
@@ -58,8 +58,8 @@ impl Action {
             | ("resources/subscribe" | "resources/unsubscribe", Era::Legacy) => {
                 Self::Resource(name("uri")?)
             }
-            ("completion/complete", _) => Self::of_completion(params)?,
-            ("subscriptions/listen", Era::Modern) => Self::Listen(listened(params)?),
+            ("completion/complete", _) => Self::of_completion(request)?,
+            ("subscriptions/listen", Era::Modern) => Self::Listen(listened(request)?),
             ("tasks/get" | "tasks/cancel", _)
             | ("tasks/result", Era::Legacy)
             | ("tasks/update", Era::Modern) => Self::Task(name("taskId")?),
@@ -81,9 +81,9 @@ impl Action {
         }
     }
 
-    fn of_completion(params: Option<&RawValue>) -> Result<Self, Refusal> {
+    fn of_completion(request: &Message<'_>) -> Result<Self, Refusal> {
         let missing = || "params.ref is required".to_owned();
-        let params = Members::parse(params.ok_or_else(missing)?)?;
+        let params = request.params()?.ok_or_else(missing)?;
         let reference = Members::parse(params.get("ref")?.ok_or_else(missing)?)
             .map_err(|error| format!("params.ref: {error}"))?;
         let text = |name: &str| {
@@ -116,9 +116,9 @@ impl Action {
 }
 
 /// The resources that `subscriptions/listen` names.
-fn listened(params: Option<&RawValue>) -> Result<Vec<String>, Refusal> {
+fn listened(request: &Message<'_>) -> Result<Vec<String>, Refusal> {
     let missing = || "params.notifications is required".to_owned();
-    let params = Members::parse(params.ok_or_else(missing)?)?;
+    let params = request.params()?.ok_or_else(missing)?;
     let wanted = Members::parse(params.get("notifications")?.ok_or_else(missing)?)
         .map_err(|error| format!("params.notifications: {error}"))?;
     let Some(uris) = wanted.get("resourceSubscriptions")? else {

@@ -15,21 +15,30 @@ use crate::{
     sessions::SESSION_ID,
 };
 
-/// Headers that pass on to the server, and whether each may come only once.
-const FORWARDED: &[(&str, bool)] = &[
-    ("accept", false),
-    ("accept-language", false),
-    ("baggage", false),
-    ("content-type", true),
-    ("last-event-id", true),
-    ("mcp-method", true),
-    ("mcp-name", true),
-    ("mcp-protocol-version", true),
-    ("mcp-session-id", true),
-    ("traceparent", true),
-    ("tracestate", false),
-    ("user-agent", false),
-];
+/// Whether a header passes on to the server.
+enum Passes {
+    /// It does not.
+    No,
+    /// It may come only once.
+    Once,
+    /// As often as it comes.
+    Often,
+}
+
+fn passes(name: &HeaderName) -> Passes {
+    match name.as_str() {
+        "accept" | "accept-language" | "baggage" | "tracestate" | "user-agent" => Passes::Often,
+        "content-type"
+        | "last-event-id"
+        | "mcp-method"
+        | "mcp-name"
+        | "mcp-protocol-version"
+        | "mcp-session-id"
+        | "traceparent" => Passes::Once,
+        name if name.starts_with(PARAM_PREFIX) => Passes::Once,
+        _ => Passes::No,
+    }
+}
 
 /// Checks `Host` and `Origin` against the names of this server (DNS rebinding).
 ///
@@ -92,29 +101,24 @@ fn is_host_and_port(authority: &Authority) -> bool {
 }
 
 fn is_ours(host: &str, active: &Active) -> bool {
-    let host = host.to_ascii_lowercase();
-    ["localhost", "127.0.0.1", "[::1]"].contains(&host.as_str()) || active.hosts.contains(&host)
+    let is = |name: &str| host.eq_ignore_ascii_case(name);
+    ["localhost", "127.0.0.1", "[::1]"].into_iter().any(is)
+        || active.hosts.iter().any(|name| is(name))
 }
 
-/// The headers that pass on to the server.
+/// Checks the headers that pass on to the server, and what says how to read the
+/// body.
 ///
 /// # Errors
 /// One that may come once came twice, or a POST does not carry JSON.
-pub fn forwarded_headers(method: &Method, headers: &HeaderMap) -> Result<HeaderMap, Refusal> {
-    let mut forwarded = HeaderMap::with_capacity(8);
-    for (name, value) in headers {
-        let known = FORWARDED.iter().find(|(known, _)| name == known);
-        let once = match known {
-            Some((_, once)) => *once,
-            None if name.as_str().starts_with(PARAM_PREFIX) => true,
-            None => continue,
-        };
-        if once && forwarded.contains_key(name) {
-            return Err(Refusal::malformed(format!(
-                "the header {name} came more than once"
-            )));
-        }
-        forwarded.append(name.clone(), value.clone());
+pub fn check_headers(method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
+    let is_twice = |name: &&HeaderName| {
+        matches!(passes(name), Passes::Once) && headers.get_all(*name).iter().nth(1).is_some()
+    };
+    if let Some(name) = headers.keys().find(is_twice) {
+        return Err(Refusal::malformed(format!(
+            "the header {name} came more than once"
+        )));
     }
     let unsupported = |message: &str| {
         Err(Refusal::new(
@@ -134,25 +138,25 @@ pub fn forwarded_headers(method: &Method, headers: &HeaderMap) -> Result<HeaderM
     {
         return unsupported("Content-Type must be application/json");
     }
-    Ok(forwarded)
+    Ok(())
 }
 
-/// Headers that mean nothing in an era do not pass in it.
-pub fn keep_to_era(headers: &mut HeaderMap, era: Era) {
-    match era {
-        // No sessions; a stale one means nothing.
-        Era::Modern => drop(headers.remove(SESSION_ID)),
+/// The headers that pass on to the server; those that mean nothing in an era do
+/// not pass in it.
+pub fn forwarded_headers(headers: &HeaderMap, era: Era) -> HeaderMap {
+    let means_something = |name: &HeaderName| match era {
+        Era::Modern => name != SESSION_ID,
         Era::Legacy => {
-            let params: Vec<_> = headers
-                .keys()
-                .filter(|name| name.as_str().starts_with(PARAM_PREFIX))
-                .cloned()
-                .collect();
-            for name in params.iter().chain([&MCP_METHOD, &MCP_NAME]) {
-                headers.remove(name);
-            }
+            name != MCP_METHOD && name != MCP_NAME && !name.as_str().starts_with(PARAM_PREFIX)
+        }
+    };
+    let mut forwarded = HeaderMap::with_capacity(8);
+    for (name, value) in headers {
+        if !matches!(passes(name), Passes::No) && means_something(name) {
+            forwarded.append(name.clone(), value.clone());
         }
     }
+    forwarded
 }
 
 /// Whether `Accept` takes a type (RFC 9110 §12.5.1; weights are not looked at).

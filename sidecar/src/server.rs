@@ -217,5 +217,8 @@ async fn sweep(upstream: Arc<Upstream>) {
     loop {
         tokio::time::sleep(Duration::from_secs(5)).await;
         upstream.host.sweep();
+        if let Some(server) = &upstream.server {
+            server.sweep();
+        }
     }
 }

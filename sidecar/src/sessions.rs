@@ -8,6 +8,7 @@ use std::{
 
 use http::{HeaderName, HeaderValue};
 use moka::{policy::EvictionPolicy, sync::Cache};
+use policy::Caller;
 
 use crate::{envelope::same_id, era::Revision, host::legacy::LegacySession, upstream::Principal};
 
@@ -133,7 +134,7 @@ impl Sessions {
     }
 
     /// The session of that id, where it is this caller's.
-    pub fn find(&self, id: &str, principal: &Principal) -> Option<Arc<Session>> {
+    pub fn find(&self, id: &str, caller: &Caller) -> Option<Arc<Session>> {
         let session = self.0.get(id)?;
         if let At::Host(host) = &session.at
             && !host.is_open()
@@ -141,7 +142,7 @@ impl Sessions {
             self.0.invalidate(id);
             return None;
         }
-        (session.principal == *principal).then_some(session)
+        session.principal.is(caller).then_some(session)
     }
 
     /// Forgets a session.

@@ -7,6 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::Body;
 use http_body_util::BodyExt;
@@ -71,8 +72,12 @@ impl Intake {
         let start = Instant::now();
         let mut last = start;
         loop {
-            let deadline = deadline(start, last, held.bytes.len());
-            let frame = match timeout_at(deadline, body.frame()).await {
+            // Most bodies come with their head: no timer is set for them.
+            let next = match body.frame().now_or_never() {
+                Some(frame) => Ok(frame),
+                None => timeout_at(deadline(start, last, held.bytes.len()), body.frame()).await,
+            };
+            let frame = match next {
                 Ok(None) => return Ok(Bytes::from_owner(held)),
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => {

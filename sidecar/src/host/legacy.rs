@@ -142,7 +142,7 @@ pub async fn open(
     if session.link.era == Era::Modern {
         session.listen();
     }
-    host.remember(&forward.principal, &session);
+    host.remember(&forward.principal(), &session);
     Ok((json(StatusCode::OK, answer), Some(session)))
 }
 
@@ -177,7 +177,7 @@ async fn begin(
         } else {
             Era::Modern
         };
-        let pooled = host.pooled(era, &forward.principal).await?;
+        let pooled = host.pooled(era, &forward.principal()).await?;
         let link = pooled.link.clone();
         return Ok(Handshake::Done {
             link,
@@ -185,7 +185,7 @@ async fn begin(
             answer: None,
         });
     }
-    let wire = host.open_session(&forward.principal, heard).await?;
+    let wire = host.open_session(&forward.principal(), heard).await?;
     let starting = Starting(Some(wire.clone()));
     if !eras.legacy {
         let link = Link::modern(wire, patience).await?;

@@ -45,7 +45,7 @@ pub async fn post(host: &Host, forward: &Forward<'_>) -> Result<Response<Body>, 
     } else {
         Era::Legacy
     };
-    let pooled = host.pooled(era, &forward.principal).await?;
+    let pooled = host.pooled(era, &forward.principal()).await?;
     let streams = takes_streams(&forward.headers);
     match (era, method.as_ref()) {
         (Era::Legacy, "server/discover") => {

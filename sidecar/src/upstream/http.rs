@@ -7,30 +7,21 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
 };
 use http_body_util::{BodyExt, Full};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
 
-use super::{Answer, Forward, ParamHeaders, UpstreamError};
-use crate::{
-    body::Body,
-    era::{PROTOCOL_VERSION, ParamHeader},
-    sessions::At,
-};
+use super::{Answer, Forward, ParamHeaders, UpstreamError, pool::Pool};
+use crate::{body::Body, era::ParamHeader, sessions::At};
 
 pub use crate::sessions::SESSION_ID;
 
-/// Until a connection is there.
-const CONNECT: Duration = Duration::from_secs(5);
 /// Until the head of the answer is there. An answer in JSON comes when the call
 /// has ended, so this is the longest call.
 const ANSWER: Duration = Duration::from_secs(300);
 
 /// A server behind HTTP.
 pub struct Server {
-    client: Client<HttpConnector, Full<Bytes>>,
-    uri: Uri,
+    pool: Arc<Pool>,
+    /// The path, as it stands in requests.
+    path: Uri,
     /// Its `Host`: made once, not for each request.
     host: HeaderValue,
     params: Arc<ParamHeaders>,
@@ -47,22 +38,21 @@ impl Server {
                 "{uri} must be a URL such as http://127.0.0.1:8080/mcp: scheme http, a host, no query"
             ));
         }
-        let host = uri.authority().map_or("", |authority| authority.as_str());
-        let host = HeaderValue::from_str(host).map_err(|error| format!("{uri}: {error}"))?;
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT));
-        connector.set_nodelay(true);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(30))
-            .pool_max_idle_per_host(256)
-            .build(connector);
+        let wrong = |error: &dyn std::fmt::Display| format!("{uri}: {error}");
+        let authority = uri.authority().ok_or_else(|| wrong(&"no host"))?;
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|error| wrong(&error))?;
+        let path = uri.path().parse().map_err(|error| wrong(&error))?;
         Ok(Self {
-            client,
-            uri,
+            pool: Arc::new(Pool::new(authority)),
+            path,
             host,
             params,
         })
+    }
+
+    /// Closes connections that were not used for long.
+    pub fn sweep(&self) {
+        self.pool.sweep();
     }
 
     /// Headers that a tool wants.
@@ -82,14 +72,13 @@ impl Server {
     ) -> Result<Response<Body>, UpstreamError> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
-        *request.uri_mut() = self.uri.clone();
+        *request.uri_mut() = self.path.clone();
         *request.headers_mut() = headers;
         request
             .headers_mut()
             .insert(header::HOST, self.host.clone());
-        let answer = tokio::time::timeout(ANSWER, self.client.request(request)).await;
-        let answer = answer.map_err(|_| UpstreamError::TimedOut(ANSWER.as_secs()))?;
-        let answer = answer.map_err(|error| UpstreamError::Connect(chain(&error)))?;
+        let answer = tokio::time::timeout(ANSWER, self.pool.send(request)).await;
+        let answer = answer.map_err(|_| UpstreamError::TimedOut(ANSWER.as_secs()))??;
         Ok(answer.map(|body| body.map_err(crate::body::Error::new).boxed_unsync()))
     }
 
@@ -132,16 +121,20 @@ const NOT_OURS: [StatusCode; 3] = [
     StatusCode::FORBIDDEN,
     StatusCode::PROXY_AUTHENTICATION_REQUIRED,
 ];
-/// Headers of the server that pass on to callers.
-const FORWARDED: [HeaderName; 7] = [
-    header::CONTENT_TYPE,
-    header::CONTENT_LENGTH,
-    header::CACHE_CONTROL,
-    header::RETRY_AFTER,
-    header::ALLOW,
-    PROTOCOL_VERSION,
-    HeaderName::from_static("x-accel-buffering"),
-];
+
+/// Whether a header of the server passes on to callers.
+fn passes(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "content-type"
+            | "content-length"
+            | "cache-control"
+            | "retry-after"
+            | "allow"
+            | "mcp-protocol-version"
+            | "x-accel-buffering"
+    )
+}
 
 fn forwarded(headers: &HeaderMap) -> Result<HeaderMap, UpstreamError> {
     let invalid = |what: &str| Err(UpstreamError::Invalid(what.into()));
@@ -151,30 +144,18 @@ fn forwarded(headers: &HeaderMap) -> Result<HeaderMap, UpstreamError> {
     {
         return invalid("it has a content encoding, though none was accepted");
     }
-    let mut forwarded = HeaderMap::with_capacity(FORWARDED.len());
-    for name in FORWARDED {
-        let mut values = headers.get_all(&name).iter();
+    let mut forwarded = HeaderMap::with_capacity(4);
+    for name in headers.keys().filter(|name| passes(name)) {
+        let mut values = headers.get_all(name).iter();
         match (values.next(), values.next()) {
-            (Some(value), None) => forwarded.insert(name, value.clone()),
-            (None, _) => None,
+            (Some(value), None) => drop(forwarded.insert(name, value.clone())),
             (Some(_), Some(_)) if name == header::CONTENT_TYPE => {
                 return invalid("it has two types");
             }
-            (Some(_), Some(_)) => None,
-        };
+            _ => {}
+        }
     }
     Ok(forwarded)
-}
-
-/// The error with all its causes: hyper keeps "connection refused" in the last.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 /// `application/json`, as sent with each message.

@@ -1,6 +1,7 @@
 //! The wrapped server: behind HTTP, or behind the shim's socket.
 
 pub mod http;
+mod pool;
 
 use std::{
     collections::HashMap,
@@ -10,7 +11,7 @@ use std::{
 
 use ::http::{HeaderMap, Method, Response};
 use bytes::Bytes;
-use policy::Reason;
+use policy::{Caller, Reason};
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 
@@ -78,8 +79,27 @@ impl UpstreamError {
     }
 }
 
-/// Whose session it is: issuer and subject.
-pub type Principal = (Option<String>, Option<String>);
+/// Whose session it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Principal {
+    issuer: Option<String>,
+    user: Option<String>,
+}
+
+impl Principal {
+    /// Issuer and subject of a caller.
+    pub fn of(caller: &Caller) -> Self {
+        Self {
+            issuer: caller.issuer.clone(),
+            user: caller.user.clone(),
+        }
+    }
+
+    /// Whether it is this caller.
+    pub fn is(&self, caller: &Caller) -> bool {
+        self.issuer == caller.issuer && self.user == caller.user
+    }
+}
 
 /// A request that was decided, ready to go.
 pub struct Forward<'a> {
@@ -98,10 +118,15 @@ pub struct Forward<'a> {
     /// The session that it names.
     pub session: Option<Arc<Session>>,
     /// Whose request it is.
-    pub principal: Principal,
+    pub caller: &'a Caller,
 }
 
 impl Forward<'_> {
+    /// Whose request it is.
+    pub fn principal(&self) -> Principal {
+        Principal::of(self.caller)
+    }
+
     /// The message, where it is `initialize`.
     pub fn handshake(&self) -> Option<&Message<'_>> {
         let is_handshake = |message: &&&Message<'_>| matches!(&message.kind, Kind::Request { method, .. } if method == "initialize");
