@@ -21,7 +21,6 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header, request::Parts,
@@ -201,8 +200,7 @@ impl Peers {
     /// The system gives no randomness.
     pub fn new_session_id(&self) -> Result<String, UpstreamError> {
         let mut random = [0_u8; DIGITS / 2];
-        SystemRandom::new()
-            .fill(&mut random)
+        getrandom::fill(&mut random)
             .map_err(|_| UpstreamError::Overloaded("no randomness for a session id".into()))?;
         Ok(format!(
             "{:032x}-{}",
