@@ -717,3 +717,109 @@ async fn made_up_names_share_one_count() {
     assert_eq!(refused, 1);
     assert_eq!(sidecar.call(&call("get_order")).await.status, 200);
 }
+
+#[tokio::test]
+async fn a_task_belongs_to_the_caller_whose_call_made_it() {
+    let script = Script::start(|got| {
+        let message: Value = serde_json::from_slice(&got.body).unwrap();
+        let task = |id: &str| json!({"taskId": id, "status": "working"});
+        let result = match message["method"].as_str() {
+            Some("tools/call") => json!({"task": task("t-1")}),
+            Some("tasks/list") => json!({"tasks": [task("t-1"), task("of-another")]}),
+            _ => task("t-1"),
+        };
+        json_answer(&json!({"jsonrpc": "2.0", "id": message["id"], "result": result}))
+    })
+    .await;
+    let sidecar = in_front_of(&script, allow(json!(["get_*"])), no_limits()).await;
+    let ask = async |user: &str, method: &str, params: Value| {
+        let message = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let token = sidecar.token(user);
+        sidecar.post(&token, &[], message.to_string()).await.json()
+    };
+    let task = json!({"taskId": "t-1"});
+    let unknown = ask("alice", "tasks/get", task.clone()).await;
+    assert!(unknown["error"]["code"].is_i64(), "{unknown}");
+    let made = json!({"name": "get_order", "task": {}});
+    let made = ask("alice", "tools/call", made).await;
+    assert_eq!(made["result"]["task"]["taskId"], "t-1", "{made}");
+    for method in ["tasks/get", "tasks/result", "tasks/cancel"] {
+        let own = ask("alice", method, task.clone()).await;
+        assert_eq!(own["result"]["taskId"], "t-1", "{method}: {own}");
+        let seen = script.got.lock().unwrap().len();
+        let foreign = ask("bob", method, task.clone()).await;
+        assert_eq!(
+            foreign["error"], unknown["error"],
+            "{method}: as if there were none"
+        );
+        assert_eq!(script.got.lock().unwrap().len(), seen, "{method} passed");
+    }
+    let list = ask("alice", "tasks/list", json!({})).await;
+    assert_eq!(
+        list["result"]["tasks"],
+        json!([{"taskId": "t-1", "status": "working"}])
+    );
+    let list = ask("bob", "tasks/list", json!({})).await;
+    assert_eq!(list["result"]["tasks"], json!([]));
+    // What the call may no longer do, nobody may ask about.
+    let other = bundle(&sidecar.issuer, allow(json!(["other"])), no_limits());
+    sidecar.rewrite(&other).await;
+    let denied = ask("alice", "tasks/get", task).await;
+    assert!(denied["error"]["code"].is_i64(), "{denied}");
+}
+
+#[tokio::test]
+async fn only_whom_the_server_asked_can_answer() {
+    let script = Script::start(|got| {
+        let message: Value = serde_json::from_slice(&got.body).unwrap();
+        if message.get("method").is_none() {
+            return Response::builder().status(202).body(text("")).unwrap();
+        }
+        let question = json!({"jsonrpc": "2.0", "id": "q", "method": "roots/list"});
+        let answer = json!({"jsonrpc": "2.0", "id": message["id"], "result": {}});
+        Response::builder()
+            .header("content-type", "text/event-stream")
+            .body(text(&format!("data: {question}\n\ndata: {answer}\n\n")))
+            .unwrap()
+    })
+    .await;
+    let sidecar = in_front_of(&script, allow(json!(["*"])), no_limits()).await;
+    let (alice, bob) = (sidecar.token("alice"), sidecar.token("bob"));
+    let answer = json!({"jsonrpc": "2.0", "id": "q", "result": {"roots": []}}).to_string();
+    let status = async |token: &str| sidecar.post(token, &[], answer.clone()).await.status;
+    assert_eq!(status(&alice).await, 400, "nobody asked yet");
+    let asked = sidecar.post(&alice, &[], call("get_order").to_string());
+    assert_eq!(asked.await.status, 200);
+    assert_eq!(status(&bob).await, 400, "another was asked");
+    let seen = script.got.lock().unwrap().len();
+    assert_eq!(status(&alice).await, 202);
+    assert_eq!(script.got.lock().unwrap().len(), seen + 1);
+    assert_eq!(status(&alice).await, 400, "it was answered");
+}
+
+#[tokio::test]
+async fn a_client_of_the_old_transport_is_told_what_to_use() {
+    let script = Script::start(|_| Response::builder().status(405).body(text("")).unwrap()).await;
+    let sidecar = in_front_of(&script, allow(json!(["*"])), no_limits()).await;
+    for (path, status) in [("/mcp", 405), ("/sse", 404)] {
+        let request = Request::get(format!("http://{}{path}", sidecar.mcp))
+            .header("accept", "text/event-stream")
+            .header(
+                "authorization",
+                format!("Bearer {}", sidecar.token("alice")),
+            );
+        let reply = send(request.body(Full::default()).unwrap()).await;
+        let message = reply.json()["error"]["message"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        assert_eq!(reply.status, status, "{path}: {message}");
+        for part in [
+            "HTTP+SSE transport of revision 2024-11-05",
+            "Streamable HTTP",
+            "/mcp",
+        ] {
+            assert!(message.contains(part), "{path}: {message}");
+        }
+    }
+}

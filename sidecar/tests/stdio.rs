@@ -638,3 +638,97 @@ async fn a_stream_that_broke_goes_on_after_its_last_event() {
         .header("authorization", format!("Bearer {}", sidecar.token("bob")));
     assert_eq!(send(get.body(Full::default()).unwrap()).await.status, 404);
 }
+
+#[tokio::test]
+async fn a_server_of_the_first_revision_works_with_its_header() {
+    let (_shim, sidecar) = scripted().await;
+    let hello = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": "2024-11-05", "capabilities": {}}});
+    let token = sidecar.token("alice");
+    let hello = sidecar.post(&token, &[], hello.to_string()).await;
+    assert_eq!(hello.json()["result"]["protocolVersion"], "2024-11-05");
+    let session = hello.headers["mcp-session-id"].to_str().unwrap();
+    let call =
+        json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "pid"}});
+    let status = async |revision: &str| {
+        let headers = [
+            ("mcp-session-id", session),
+            ("mcp-protocol-version", revision),
+        ];
+        sidecar
+            .post(&token, &headers, call.to_string())
+            .await
+            .status
+    };
+    assert_eq!(status("2024-11-05").await, 200);
+    assert_eq!(status("2024-11-04").await, 400, "there is no such revision");
+}
+
+#[tokio::test]
+async fn an_idle_session_ends_with_its_process() {
+    let (_shim, sidecar) = scripted_with(&["--idle-timeout", "1s"]).await;
+    let session = session(&sidecar, "alice").await;
+    let (begun, release) = (sidecar.folder.join("begun"), sidecar.folder.join("release"));
+    let slow = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "slow", "arguments": {"begun": begun, "release": release}}});
+    // A call that takes longer than the time-out is no idleness.
+    let token = sidecar.token("alice");
+    let headers = [
+        ("mcp-session-id", session.as_str()),
+        ("accept", "application/json"),
+    ];
+    let (reply, ()) = tokio::join!(sidecar.post(&token, &headers, slow.to_string()), async {
+        until("the call is in flight", async || begun.exists()).await;
+        tokio::time::sleep(Duration::from_secs(3)).await; // It is the time that matters.
+        std::fs::write(&release, "").unwrap();
+    });
+    let process = pid(&reply);
+    until("the process has ended", async || !runs(process)).await;
+    let reply = call(&sidecar, "alice", &session, json!(2), "pid").await;
+    assert_eq!(
+        (reply.status, &reply.json()["error"]["data"]["reason"]),
+        (404, &json!("SessionUnknown"))
+    );
+}
+
+/// A server that reads nothing: what it is sent waits in bounded pipes, callers
+/// wait for it, others are served, and its end is told to all who wait.
+#[tokio::test]
+async fn a_deaf_server_holds_back_its_own_callers_only() {
+    const CALLS: usize = 16;
+    let (_shim, sidecar) = scripted().await;
+    let (deaf, other) = (
+        session(&sidecar, "alice").await,
+        session(&sidecar, "bob").await,
+    );
+    let process = pid(&call(&sidecar, "alice", &deaf, json!(0), "pid").await);
+    let (begun, release) = (sidecar.folder.join("begun"), sidecar.folder.join("release"));
+    let token = sidecar.token("alice");
+    let headers = [("mcp-session-id", deaf.as_str())];
+    let slow = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "slow", "arguments": {"begun": begun, "release": release}}});
+    let large = |id: usize| {
+        let arguments = json!({"a": "x".repeat(1 << 20)});
+        json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": "echo", "arguments": arguments}})
+    };
+    let stuck = async {
+        let calls = (2..2 + CALLS).map(|id| sidecar.post(&token, &headers, large(id).to_string()));
+        let first = sidecar.post(&token, &headers, slow.to_string());
+        tokio::join!(first, futures::future::join_all(calls))
+    };
+    let others = async {
+        until("the server is busy", async || begun.exists()).await;
+        for id in 0..100 {
+            let reply = call(&sidecar, "bob", &other, json!(id), "pid").await;
+            assert_eq!(reply.status, 200);
+        }
+        let process = i32::try_from(process).unwrap();
+        let process = rustix::process::Pid::from_raw(process).unwrap();
+        rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
+    };
+    let ((first, rest), ()) = tokio::join!(stuck, others);
+    for reply in rest.iter().chain([&first]) {
+        let reason = &reply.json()["error"]["data"]["reason"];
+        assert!(
+            [json!("UpstreamUnavailable"), json!("SessionUnknown")].contains(reason),
+            "{reply:?}"
+        );
+    }
+}
