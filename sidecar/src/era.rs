@@ -107,7 +107,8 @@ fn once<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>
     }
 }
 
-fn mismatch(message: impl Into<String>) -> Refusal {
+/// The refusal of headers that do not say what the body says: 400 and −32020.
+pub fn mismatch(message: impl Into<String>) -> Refusal {
     Refusal {
         code: HEADER_MISMATCH,
         ..Refusal::malformed(message)

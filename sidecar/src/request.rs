@@ -9,7 +9,7 @@ use policy::Reason;
 
 use crate::{
     config::Active,
-    era::{Era, MCP_METHOD, MCP_NAME, PARAM_PREFIX},
+    era::{self, Era, MCP_METHOD, MCP_NAME, PARAM_PREFIX},
     guard::{self, Guard},
     refusal::Refusal,
     sessions::SESSION_ID,
@@ -116,9 +116,13 @@ pub fn check_headers(method: &Method, headers: &HeaderMap) -> Result<(), Refusal
         matches!(passes(name), Passes::Once) && headers.get_all(*name).iter().nth(1).is_some()
     };
     if let Some(name) = headers.keys().find(is_twice) {
-        return Err(Refusal::malformed(format!(
-            "the header {name} came more than once"
-        )));
+        let message = format!("the header {name} came more than once");
+        // Of two values one at least contradicts the body.
+        let speaks_of_body = name.as_str().starts_with("mcp-") && *name != SESSION_ID;
+        return Err(match speaks_of_body {
+            true => era::mismatch(message),
+            false => Refusal::malformed(message),
+        });
     }
     let unsupported = |message: &str| {
         Err(Refusal::new(

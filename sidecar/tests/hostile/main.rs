@@ -9,6 +9,7 @@ mod common;
 mod bodies;
 mod bombs;
 mod connection;
+mod headers;
 mod http2;
 mod ids;
 mod limits;
