@@ -210,19 +210,15 @@ async fn large_answers_stream_through_in_constant_memory() {
 
 // ---- Long silences
 
-/// How long nothing is said: longer than it takes for two comments to come
-/// (15 s each). `TOOLWARD_QUIET` sets more seconds: the longest idle time-out
-/// is that of a connection without a request, 60 s.
-fn quiet() -> Duration {
-    let seconds = std::env::var("TOOLWARD_QUIET").map_or(33, |seconds| seconds.parse().unwrap());
-    Duration::from_secs(seconds)
-}
+/// How long nothing is said: longer than every idle time-out, of which that of a
+/// connection without a request, 60 s, is the longest.
+const QUIET: Duration = Duration::from_secs(65);
 
 /// Reads comments for as long as nothing is said; says something then, and reads
 /// that.
 async fn stays_open(what: &str, mut body: Incoming, say: impl AsyncFnOnce()) {
     let (start, mut comments) = (Instant::now(), 0);
-    let end = tokio::time::sleep(quiet());
+    let end = tokio::time::sleep(QUIET);
     tokio::pin!(end);
     loop {
         let frame = tokio::select! {
