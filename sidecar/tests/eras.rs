@@ -180,14 +180,7 @@ fn message(method: &str, params: Value) -> Value {
 }
 
 fn posted(sidecar: &Sidecar) -> http::request::Builder {
-    Request::post(format!("http://{}/mcp", sidecar.mcp))
-        .header("content-type", "application/json")
-        .header("accept", "application/json, text/event-stream")
-        .header("user-agent", "test")
-        .header(
-            "authorization",
-            format!("Bearer {}", sidecar.token("alice")),
-        )
+    sidecar.request(&sidecar.token("alice"))
 }
 
 struct Modern<'s>(&'s Sidecar);

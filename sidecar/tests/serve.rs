@@ -769,6 +769,39 @@ async fn a_task_belongs_to_the_caller_whose_call_made_it() {
 }
 
 #[tokio::test]
+async fn the_stream_of_a_task_ends_when_its_tool_is_denied() {
+    let (feed, _) = tokio::sync::broadcast::channel(16);
+    let source = feed.clone();
+    let script = Script::start(move |got| {
+        let message: Value = serde_json::from_slice(&got.body).unwrap();
+        if message["method"] == "tasks/result" {
+            return events(got, source.subscribe());
+        }
+        let result = json!({"task": {"taskId": "t-1", "status": "working"}});
+        json_answer(&json!({"jsonrpc": "2.0", "id": message["id"], "result": result}))
+    })
+    .await;
+    let sidecar = in_front_of(&script, allow(json!(["get_*"])), no_limits()).await;
+    let request = |method: &str, params: Value| {
+        let message = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let request = sidecar.request(&sidecar.token("alice"));
+        request.body(Full::new(Bytes::from(message.to_string())))
+    };
+    let made = json!({"name": "get_order", "task": {}});
+    assert_eq!(send(request("tools/call", made).unwrap()).await.status, 200);
+    let result = request("tasks/result", json!({"taskId": "t-1"})).unwrap();
+    let mut stream = open(result).await.into_body().into_data_stream();
+    let allowed = bundle(&sidecar.issuer, allow(json!(["get_order"])), no_limits());
+    sidecar.rewrite(&allowed).await;
+    feed.send(progress(1)).unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), progress(1));
+    let denied = bundle(&sidecar.issuer, allow(json!(["other"])), no_limits());
+    sidecar.rewrite(&denied).await;
+    let end = tokio::time::timeout(Duration::from_secs(20), stream.next()).await;
+    assert!(end.unwrap().is_some_and(|end| end.is_err()), "it goes on");
+}
+
+#[tokio::test]
 async fn only_whom_the_server_asked_can_answer() {
     let script = Script::start(|got| {
         let message: Value = serde_json::from_slice(&got.body).unwrap();

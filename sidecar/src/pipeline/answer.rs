@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
-use policy::decide;
+use policy::{Operation, decide};
 
 use super::{Exchange, now};
 use crate::{
@@ -93,10 +93,17 @@ impl Exchange {
         let authenticator = Arc::clone(&self.active.authenticator);
         Box::new(move || {
             let may = |active: &Active, action: &Action| {
-                let operations = action.operations().unwrap_or_default();
+                let tool = match action {
+                    Action::Task(task) => shared.strays.tool_of(task, &caller),
+                    _ => None,
+                };
+                let operations = match &tool {
+                    Some(tool) => Some(vec![Operation::Tool(tool)]),
+                    None => action.operations(),
+                };
                 let may =
                     |operation| decide(&active.bundle, &caller, operation, now()).is_allowed();
-                operations.into_iter().all(may)
+                operations.is_some_and(|operations| operations.into_iter().all(may))
             };
             shared.config.active().is_some_and(|active| {
                 Arc::ptr_eq(&active.authenticator, &authenticator)

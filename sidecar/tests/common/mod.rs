@@ -323,12 +323,17 @@ impl Sidecar {
             .await
     }
 
-    pub async fn post(&self, token: &str, headers: &[(&str, &str)], body: String) -> Reply {
-        let mut request = Request::post(format!("http://{}/mcp", self.mcp))
+    /// A POST with the headers that each client sends.
+    pub fn request(&self, token: &str) -> http::request::Builder {
+        Request::post(format!("http://{}/mcp", self.mcp))
             .header("content-type", "application/json")
             .header("accept", "application/json, text/event-stream")
             .header("user-agent", "test")
-            .header("authorization", format!("Bearer {token}"));
+            .header("authorization", format!("Bearer {token}"))
+    }
+
+    pub async fn post(&self, token: &str, headers: &[(&str, &str)], body: String) -> Reply {
+        let mut request = self.request(token);
         for (name, value) in headers {
             request.headers_mut().unwrap().remove(*name);
             request = request.header(*name, *value);

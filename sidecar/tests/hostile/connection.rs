@@ -51,14 +51,8 @@ async fn streaming() -> (Script, Sidecar, mpsc::Sender<Bytes>) {
 }
 
 fn post(sidecar: &Sidecar) -> Request<Full<Bytes>> {
-    Request::post(format!("http://{}/mcp", sidecar.mcp))
-        .header("content-type", "application/json")
-        .header("accept", "application/json, text/event-stream")
-        .header("user-agent", "test")
-        .header(
-            "authorization",
-            format!("Bearer {}", sidecar.token("alice")),
-        )
+    sidecar
+        .request(&sidecar.token("alice"))
         .body(Full::from(call("x").to_string()))
         .unwrap()
 }

@@ -3,7 +3,7 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::Response;
 use http_body_util::Full;
 use serde_json::{Value, json};
 
@@ -60,14 +60,7 @@ async fn guarded() -> (Script, Sidecar) {
 }
 
 async fn post(sidecar: &Sidecar, headers: &Headers, body: &Value) -> Reply {
-    let mut request = Request::post(format!("http://{}/mcp", sidecar.mcp))
-        .header("content-type", "application/json")
-        .header("accept", "application/json, text/event-stream")
-        .header("user-agent", "test")
-        .header(
-            "authorization",
-            format!("Bearer {}", sidecar.token("alice")),
-        );
+    let mut request = sidecar.request(&sidecar.token("alice"));
     for (name, value) in headers {
         request = request.header(*name, value);
     }
