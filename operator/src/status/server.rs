@@ -182,9 +182,14 @@ fn ready(seen: &Seen<'_>) -> Verdict {
             ),
         })
     };
+    // The server of a pod that is ready has answered: a sidecar that says
+    // otherwise said so before, and is being asked again.
+    let is_old = |pod: &Pod| {
+        report(seen, pod).is_some_and(|report| report.upstream.state == UpstreamState::Starting)
+    };
     let serving = live
         .iter()
-        .filter(|pod| is_ready(pod) && failed(pod).is_none())
+        .filter(|pod| is_ready(pod) && !is_old(pod) && failed(pod).is_none())
         .count();
     let trouble = live
         .iter()

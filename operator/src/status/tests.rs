@@ -228,6 +228,41 @@ fn ready_says_why_not() {
     }
 }
 
+/// What the sidecar said before the kubelet found it ready: its tools are not
+/// known yet.
+#[test]
+fn ready_waits_for_the_word_of_a_sidecar_that_is_ready() {
+    let pods = [pod(0, true, json!({}))];
+    let deployment = deployment(1, json!({}));
+    for (state, expected, says) in [
+        (
+            UpstreamState::Starting,
+            "False/Starting",
+            "Waiting for 1 pod",
+        ),
+        (
+            UpstreamState::Serving,
+            "True/Serving",
+            "1 of 1 pod serving.",
+        ),
+    ] {
+        let sights = sights(vec![report(WANTED, state)]);
+        check(
+            &seen(&deployment, &pods, &sights),
+            ConditionType::Ready,
+            expected,
+            says,
+        );
+    }
+    // One that cannot be asked is as ready as the kubelet says.
+    check(
+        &seen(&deployment, &pods, &Sights::new()),
+        ConditionType::Ready,
+        "True/Serving",
+        "1 of 1 pod serving.",
+    );
+}
+
 #[test]
 fn ready_without_pods() {
     let quota = json!({"conditions": [{"type": "ReplicaFailure", "status": "True",
