@@ -276,7 +276,8 @@ pub struct Change {
 }
 
 /// Runs an edit of a policy, and waits until `tool` is shown to the caller, or
-/// no longer shown.
+/// no longer shown: less than the period after which the kubelet looks at a
+/// ConfigMap by itself, so that the delivery is seen to work on any machine.
 pub async fn change<T>(
     mcp: &Mcp,
     tool: &str,
@@ -288,7 +289,7 @@ pub async fn change<T>(
     let what = if shown { "shown" } else { "hidden" };
     wait_for(
         &format!("{tool} to be {what} after the edit"),
-        Duration::from_secs(60),
+        Duration::from_secs(40),
         || async {
             let tools = mcp::tools(mcp).await?;
             ensure!(
@@ -305,7 +306,8 @@ pub async fn change<T>(
 }
 
 impl Change {
-    /// Within [`IN_FORCE`].
+    /// Within [`IN_FORCE`]: for the demonstration, since it depends on the
+    /// machine.
     pub fn check(&self) -> Result<()> {
         ensure!(
             self.took <= IN_FORCE,
