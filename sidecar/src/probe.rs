@@ -17,7 +17,7 @@ use crate::{
     envelope::{Kind, Message},
     era::{Era, ParamHeader, param_headers},
     link::{Call, Event, Link, OnDrop, Said, Wire, own_meta, process::Scope},
-    upstream::{Eras, Upstream, UpstreamError},
+    upstream::{Eras, Learned, Upstream, UpstreamError},
 };
 
 /// Longest answer to the probe.
@@ -49,11 +49,7 @@ pub struct Seen {
 }
 
 /// Probes for as long as the process lives.
-pub async fn run(
-    upstream: Arc<Upstream>,
-    seen: watch::Sender<Seen>,
-    eras: watch::Sender<Option<Eras>>,
-) {
+pub async fn run(upstream: Arc<Upstream>, seen: watch::Sender<Seen>, eras: watch::Sender<Learned>) {
     let (mut wait, started) = (RETRY, Instant::now());
     loop {
         match watch_server(&upstream, &seen, &eras).await {
@@ -69,6 +65,11 @@ pub async fn run(
                     let state = if starting {
                         UpstreamState::Starting
                     } else {
+                        eras.send_if_modified(|eras| {
+                            let first = *eras == Learned::Nothing;
+                            *eras = if first { Learned::Failed } else { *eras };
+                            first
+                        });
                         UpstreamState::Failed
                     };
                     let now = UpstreamReport { state, message };
@@ -85,7 +86,7 @@ pub async fn run(
 async fn watch_server(
     upstream: &Upstream,
     seen: &watch::Sender<Seen>,
-    eras: &watch::Sender<Option<Eras>>,
+    eras: &watch::Sender<Learned>,
 ) -> Result<(), UpstreamError> {
     let changed = Arc::new(Notify::new());
     let said: Said = {
@@ -142,7 +143,7 @@ async fn talk(
     link: Link,
     changed: &Notify,
     seen: &watch::Sender<Seen>,
-    eras: &watch::Sender<Option<Eras>>,
+    eras: &watch::Sender<Learned>,
 ) -> Result<(), UpstreamError> {
     let speaks = match link.era {
         Era::Legacy => Eras {
@@ -165,7 +166,8 @@ async fn talk(
             false => (Vec::new(), HashMap::new()),
         };
         upstream.params.set(params);
-        eras.send_if_modified(|eras| eras.replace(speaks) != Some(speaks));
+        let speaks = Learned::Speaks(speaks);
+        eras.send_if_modified(|eras| std::mem::replace(eras, speaks) != speaks);
         seen.send_if_modified(|seen| {
             let upstream = UpstreamReport {
                 state: UpstreamState::Serving,

@@ -20,7 +20,7 @@ use crate::{
     peer::{self, Peers},
     probe::{self, Seen},
     sessions::Sessions,
-    upstream::{Eras, ParamHeaders, Upstream, http},
+    upstream::{Learned, ParamHeaders, Upstream, http},
 };
 
 /// The MCP port.
@@ -68,7 +68,7 @@ pub struct Server {
     peer: Option<TcpListener>,
     phase: watch::Sender<Phase>,
     seen: watch::Sender<Seen>,
-    eras: watch::Sender<Option<Eras>>,
+    eras: watch::Sender<Learned>,
     audit_thread: AuditThread,
 }
 
@@ -90,7 +90,7 @@ impl Server {
             None => None,
         };
         let metrics = Metrics::default();
-        let (eras, eras_seen) = watch::channel(None);
+        let (eras, eras_seen) = watch::channel(Learned::default());
         let upstream = upstream(target, settings, &metrics, eras_seen)?;
         let (audit, audit_thread) = Audit::start(std::io::stdout())?;
         let (phase, phase_seen) = watch::channel(Phase::Serving);
@@ -192,7 +192,7 @@ fn upstream(
     target: Target,
     settings: Settings,
     metrics: &Metrics,
-    eras: watch::Receiver<Option<Eras>>,
+    eras: watch::Receiver<Learned>,
 ) -> anyhow::Result<Upstream> {
     let params = Arc::new(ParamHeaders::default());
     let (server, connector) = match target {

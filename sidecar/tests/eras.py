@@ -1,11 +1,15 @@
 """An MCP server of one era that does as it is told by the name of the tool.
 
-    eras.py legacy|modern stdio|http
+    eras.py legacy|modern stdio|http [SLOW]
 
+Its first process, the one that makes the file SLOW, reads nothing before it has
+been asked in both eras.
 Over HTTP it prints its port. It is strict: what a client of its era must send,
 it wants.
 """
+import itertools
 import json
+import os
 import queue
 import select
 import socket
@@ -158,7 +162,11 @@ def stdio():
 
     if not MODERN:
         streams.append((send, None, None))
-    for line in sys.stdin:
+    asked = []
+    if sys.argv[3:] and not os.path.exists(sys.argv[3]):
+        open(sys.argv[3], "w").close()
+        asked = [sys.stdin.readline() for _ in ("server/discover", "initialize")]
+    for line in itertools.chain(asked, sys.stdin):
         message = json.loads(line)
         if "method" not in message or "id" not in message:
             heard(message)

@@ -11,14 +11,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use common::{Reply, Shim, Sidecar, bundle, open, send, until};
+use common::{PATIENCE, Reply, Shim, Sidecar, bundle, folder, open, send, until};
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use sidecar::era::encode;
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
 
 /// A server of one era behind the sidecar.
@@ -71,14 +70,17 @@ async fn behind(era: &str, transport: &str) -> Server {
         process = Some(Process(child));
     }
     let target: Vec<_> = target.iter().map(String::as_str).collect();
-    let limits = json!([{"name": "wide", "tools": ["*"], "requests": 1_000_000, "per": "1s"}]);
-    let sidecar = Sidecar::serve(&target, |issuer| Some(bundle(issuer, rules(), limits)));
-    let sidecar = sidecar.await.ready().await;
+    let sidecar = serve(&target).await.ready().await;
     Server {
         sidecar,
         _shim: shim,
         _process: process,
     }
+}
+
+async fn serve(target: &[&str]) -> Sidecar {
+    let limits = json!([{"name": "wide", "tools": ["*"], "requests": 1_000_000, "per": "1s"}]);
+    Sidecar::serve(target, |issuer| Some(bundle(issuer, rules(), limits))).await
 }
 
 /// The messages of a stream, one by one.
@@ -516,6 +518,27 @@ async fn a_legacy_client_of_a_modern_server(transport: &str) {
         .ask("tools/call", json!({"name": "seen", "task": {"ttl": 1}}))
         .await;
     assert_clear(&task, "tasks do not pass between revisions");
+}
+
+/// Callers wait for it, and what it speaks is known though it was asked before it
+/// was able to answer.
+#[tokio::test]
+async fn a_server_is_slow_to_start() {
+    for era in ["legacy", "modern"] {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/eras.py");
+        let slow = folder().join("slow");
+        let (script, slow) = (script.to_str().unwrap(), slow.to_str().unwrap());
+        let command = ["python3", script, era, "stdio", slow];
+        let shim = Shim::start(rustix::process::getuid().as_raw(), &command).await;
+        let sidecar = serve(&["--socket", shim.socket.to_str().unwrap()]).await;
+        let found = last(&Modern(&sidecar).ask("server/discover", json!({})).await);
+        let name = &found["result"]["_meta"]["io.modelcontextprotocol/serverInfo"]["name"];
+        assert_eq!(name, era, "{found}");
+        assert_eq!(
+            Legacy::new(&sidecar).await.hello["result"]["serverInfo"]["name"],
+            era
+        );
+    }
 }
 
 #[tokio::test]

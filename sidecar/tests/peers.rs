@@ -9,11 +9,12 @@ use std::{
         Arc,
         atomic::{AtomicU8, AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use bytes::Bytes;
-use common::{Got, Reply, Script, ScriptBody, Sidecar, allow, bundle, echo, send, text, until};
+use common::{
+    Got, PATIENCE, Reply, Script, ScriptBody, Sidecar, allow, bundle, echo, send, text, until,
+};
 use futures::StreamExt;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
@@ -487,7 +488,7 @@ async fn a_forwarded_answer_streams_and_its_client_can_leave() {
     }
     assert!(ended.try_recv().is_err());
     drop(frames);
-    tokio::time::timeout(Duration::from_secs(20), ended.recv())
+    tokio::time::timeout(PATIENCE, ended.recv())
         .await
         .expect("the server was never told that the client left");
     following.abort();
@@ -515,9 +516,7 @@ async fn a_replica_that_dies_resets_its_streams_and_then_is_404() {
     assert_eq!(frames.next().await.unwrap().unwrap(), EVENT);
     replica.sidecar.child.kill().unwrap();
     replica.sidecar.child.wait().unwrap();
-    let end = tokio::time::timeout(Duration::from_secs(20), frames.next())
-        .await
-        .unwrap();
+    let end = tokio::time::timeout(PATIENCE, frames.next()).await.unwrap();
     assert!(matches!(end, Some(Err(_))), "a clean end: {end:?}");
     let refusal = peers
         .forward(&peer, &parts, call().to_string().into())

@@ -3,10 +3,12 @@
 
 mod common;
 
-use std::{process::Command, time::Duration};
+use std::process::Command;
 
 use bytes::Bytes;
-use common::{Script, Sidecar, allow, binary, bundle, echo, json_answer, open, send, text, until};
+use common::{
+    PATIENCE, Script, Sidecar, allow, binary, bundle, echo, json_answer, open, send, text, until,
+};
 use futures::StreamExt;
 use http::{Request, Response};
 use http_body::Frame;
@@ -328,7 +330,7 @@ async fn events_stream_through_and_a_policy_change_resets_the_stream() {
     for n in [1, 2] {
         let text = progress(n);
         feed.send(text.clone()).unwrap();
-        let arrived = tokio::time::timeout(Duration::from_secs(20), stream.next())
+        let arrived = tokio::time::timeout(PATIENCE, stream.next())
             .await
             .unwrap()
             .unwrap()
@@ -352,9 +354,7 @@ async fn events_stream_through_and_a_policy_change_resets_the_stream() {
             no_limits(),
         ))
         .await;
-    let end = tokio::time::timeout(Duration::from_secs(20), stream.next())
-        .await
-        .unwrap();
+    let end = tokio::time::timeout(PATIENCE, stream.next()).await.unwrap();
     assert!(
         end.is_some_and(|end| end.is_err()),
         "the stream ended as if it were whole"
@@ -608,7 +608,7 @@ async fn drain_finishes_what_is_in_flight_and_takes_nothing_new() {
         drain.try_wait().unwrap().is_none(),
         "drained with a call in flight"
     );
-    let ended = tokio::time::timeout(Duration::from_secs(20), listening.next())
+    let ended = tokio::time::timeout(PATIENCE, listening.next())
         .await
         .unwrap();
     assert!(ended.is_none(), "it ends in good order: {ended:?}");
@@ -653,9 +653,7 @@ async fn a_stream_ends_with_its_token() {
         .body(Full::default())
         .unwrap();
     let mut stream = open(get).await.into_body().into_data_stream();
-    let end = tokio::time::timeout(Duration::from_secs(20), stream.next())
-        .await
-        .unwrap();
+    let end = tokio::time::timeout(PATIENCE, stream.next()).await.unwrap();
     assert!(
         end.is_some_and(|end| end.is_err()),
         "the stream outlived its token"
@@ -797,7 +795,7 @@ async fn the_stream_of_a_task_ends_when_its_tool_is_denied() {
     assert_eq!(stream.next().await.unwrap().unwrap(), progress(1));
     let denied = bundle(&sidecar.issuer, allow(json!(["other"])), no_limits());
     sidecar.rewrite(&denied).await;
-    let end = tokio::time::timeout(Duration::from_secs(20), stream.next()).await;
+    let end = tokio::time::timeout(PATIENCE, stream.next()).await;
     assert!(end.unwrap().is_some_and(|end| end.is_err()), "it goes on");
 }
 

@@ -6,7 +6,7 @@ mod common;
 use std::{io::Read, os::unix::net::UnixStream, process::Command, time::Duration};
 
 use bytes::Bytes;
-use common::{Reply, Shim, Sidecar, allow, bundle, folder, open, script, send, until};
+use common::{PATIENCE, Reply, Shim, Sidecar, allow, bundle, folder, open, script, send, until};
 use futures::StreamExt;
 use http::Request;
 use http_body_util::{BodyDataStream, BodyExt, Full};
@@ -557,7 +557,7 @@ async fn listen(
 /// The next event that says something, and its id.
 async fn event(stream: &mut BodyDataStream<Incoming>) -> (String, String) {
     loop {
-        let frame = tokio::time::timeout(Duration::from_secs(20), stream.next()).await;
+        let frame = tokio::time::timeout(PATIENCE, stream.next()).await;
         let text = String::from_utf8(frame.unwrap().unwrap().unwrap().to_vec()).unwrap();
         if text.contains("jsonrpc") {
             let id = text

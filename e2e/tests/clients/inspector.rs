@@ -9,6 +9,9 @@ use crate::plan::{Era, Step};
 
 const SCRIPT: &str = "@modelcontextprotocol/inspector/clients/launcher/build/index.js";
 
+/// In milliseconds, generously: a server starts with each step.
+const CONNECT: &str = "120000";
+
 /// Whether it is to do a step: it has a command for few, and each costs a
 /// process, so it does each kind once.
 pub fn able(step: &Step) -> bool {
@@ -38,7 +41,7 @@ pub async fn run(run: &Run<'_>) -> Result<Vec<Line>> {
 async fn one(run: &Run<'_>, step: &Step) -> Result<Result<Value, Failure>> {
     let (method, items, arguments) = command(step);
     let mut inspector = run.bench.node(SCRIPT);
-    inspector.arg("--cli");
+    inspector.args(["--cli", "--connect-timeout", CONNECT]);
     if let Target::Command(words) = &run.target {
         // Options of the Inspector come before the server's command.
         inspector.args(words);

@@ -37,7 +37,7 @@ use crate::{
     },
     request::accepts,
     shim,
-    upstream::{Eras, Principal, UpstreamError, http::Server},
+    upstream::{Eras, Learned, Principal, UpstreamError, http::Server},
 };
 use legacy::LegacySession;
 
@@ -240,7 +240,7 @@ pub struct Host {
     pool: Mutex<HashMap<Key, Arc<Slot>>>,
     sessions: Mutex<Vec<(Principal, Weak<LegacySession>)>>,
     processes: Gauge,
-    eras: watch::Receiver<Option<Eras>>,
+    eras: watch::Receiver<Learned>,
 }
 
 impl Host {
@@ -249,7 +249,7 @@ impl Host {
         connector: Connector,
         settings: Settings,
         processes: Gauge,
-        eras: watch::Receiver<Option<Eras>>,
+        eras: watch::Receiver<Learned>,
     ) -> Self {
         let places = Arc::new(Semaphore::new(settings.max_processes));
         let (pool, sessions) = (Mutex::default(), Mutex::default());
@@ -279,7 +279,7 @@ impl Host {
     /// # Errors
     /// It has not said so yet.
     pub async fn eras(&self) -> Result<Eras, UpstreamError> {
-        Eras::known(&self.eras).await
+        Learned::wait(&self.eras, self.settings.startup_timeout).await
     }
 
     fn sessions(&self) -> MutexGuard<'_, Vec<(Principal, Weak<LegacySession>)>> {

@@ -8,11 +8,14 @@
 pub mod http;
 pub mod process;
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde_json::{json, value::RawValue};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::timeout,
+};
 
 use crate::{
     envelope::{Kind, Members, Message},
@@ -23,8 +26,8 @@ use crate::{
 
 /// Bytes, in KiB, that wait for whoever asked; the server waits when it is more.
 const BUDGET: u32 = 20 * 1024;
-/// Longest wait for the answer to `server/discover`: servers of the other era
-/// may say nothing.
+/// How long only the answer to `server/discover` is waited for. Then the server
+/// is asked in the other era as well: one of that era may say nothing.
 const DISCOVER: Duration = Duration::from_secs(5);
 
 /// The answer to a request: a JSON-RPC response.
@@ -81,7 +84,7 @@ impl Sink {
         };
         let kib = u32::try_from(size / 1024 + 1).unwrap_or(BUDGET).min(BUDGET);
         let room = Arc::clone(&self.budget).acquire_many_owned(kib);
-        match tokio::time::timeout(patience, room).await {
+        match timeout(patience, room).await {
             Ok(Ok(permit)) => self.events.send((event, Some(permit))).is_ok(),
             _ => false,
         }
@@ -210,15 +213,20 @@ impl Wire {
         params: Option<&str>,
         patience: Duration,
     ) -> Result<Asked, UpstreamError> {
+        let on_drop = match method {
+            // Clients must not cancel it (revision 2025-11-25, "Cancellation").
+            "initialize" => OnDrop::Abandon,
+            _ => OnDrop::Cancel,
+        };
         let call = Call {
             id: "0",
             method,
             params,
-            on_drop: OnDrop::Cancel,
+            on_drop,
             streams: false,
         };
         let answer = async { self.call(call).await?.answer().await };
-        let answer = tokio::time::timeout(patience, answer)
+        let answer = timeout(patience, answer)
             .await
             .map_err(|_| UpstreamError::TimedOut(patience.as_secs()))??;
         Asked::of(&answer).map_err(UpstreamError::Invalid)
@@ -352,15 +360,34 @@ fn own_info() -> serde_json::Value {
 impl Link {
     /// Asks a server what it speaks: `server/discover`, and where the answer is
     /// not a modern one, `initialize` (revision 2026-07-28, "Version Negotiation").
+    /// A server that is silent may be slow to start, or of the other era: it has
+    /// both requests then, and what it answers tells.
     ///
     /// # Errors
     /// It speaks neither.
     pub async fn detect(wire: Wire, patience: Duration) -> Result<Self, UpstreamError> {
-        match Self::modern(wire.clone(), patience.min(DISCOVER)).await {
-            Ok(link) => Ok(link),
-            Err(_) if wire.is_open() => Self::legacy(wire, patience).await,
-            Err(error) => Err(error),
+        let mut modern = pin!(Self::modern(wire.clone(), patience));
+        match timeout(DISCOVER, &mut modern).await {
+            Ok(Err(_)) if wire.is_open() => return Self::legacy(wire, patience).await,
+            Ok(known) => return known,
+            Err(_) => {}
         }
+        let mut legacy = pin!(Self::legacy(wire.clone(), patience));
+        let link = tokio::select! {
+            biased;
+            link = &mut modern => match link {
+                Ok(link) => Ok(link),
+                Err(_) => return legacy.await,
+            },
+            link = &mut legacy => match link {
+                Ok(link) => return Ok(link),
+                Err(_) => modern.await,
+            },
+        };
+        if let Wire::Http(client) = &wire {
+            client.speak(Revision::NEWEST);
+        }
+        link
     }
 
     /// A modern conversation.

@@ -13,7 +13,7 @@ use ::http::{HeaderMap, Method, Response};
 use bytes::Bytes;
 use policy::{Caller, Reason};
 use serde_json::value::RawValue;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     body::{self, Body},
@@ -24,8 +24,8 @@ use crate::{
     sessions::{At, Session},
 };
 
-/// How long requests wait to learn what the server speaks.
-const LEARN: Duration = Duration::from_secs(10);
+/// How long requests wait for a server that failed before it said what it speaks.
+const RETRIED: Duration = Duration::from_secs(10);
 
 /// Why a request got no answer of the server.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -160,19 +160,50 @@ pub struct Eras {
     pub modern: bool,
 }
 
-impl Eras {
-    /// Waits until the server has said what it speaks.
+/// What the probe has found out of what the server speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Learned {
+    /// Nothing: the server starts.
+    #[default]
+    Nothing,
+    /// It failed before it said anything; it is tried again and again.
+    Failed,
+    /// What it said, last.
+    Speaks(Eras),
+}
+
+impl Learned {
+    /// What the server speaks, where it has said so.
+    pub fn eras(self) -> Option<Eras> {
+        match self {
+            Self::Speaks(eras) => Some(eras),
+            Self::Nothing | Self::Failed => None,
+        }
+    }
+
+    /// Waits until the server has said what it speaks: for as long as it may take
+    /// to start, and shortly where it failed to.
     ///
     /// # Errors
     /// It has not in time.
-    pub async fn known(eras: &watch::Receiver<Option<Self>>) -> Result<Self, UpstreamError> {
-        if let Some(eras) = *eras.borrow() {
-            return Ok(eras);
-        }
-        let mut eras = eras.clone();
-        let known = tokio::time::timeout(LEARN, eras.wait_for(Option::is_some)).await;
-        let known = known.ok().and_then(Result::ok).and_then(|eras| *eras);
-        known.ok_or_else(|| UpstreamError::Connect("it has not answered the handshake yet".into()))
+    pub async fn wait(
+        seen: &watch::Receiver<Self>,
+        startup: Duration,
+    ) -> Result<Eras, UpstreamError> {
+        let mut seen = seen.clone();
+        let learn = async {
+            let first = seen.wait_for(|learned| *learned != Self::Nothing);
+            let first = *timeout(startup, first).await.ok()?.ok()?;
+            if first != Self::Failed {
+                return first.eras();
+            }
+            let next = seen.wait_for(|learned| learned.eras().is_some());
+            timeout(RETRIED, next).await.ok()?.ok()?.eras()
+        };
+        let why = "it has not answered the handshake yet";
+        learn
+            .await
+            .ok_or_else(|| UpstreamError::Connect(why.into()))
     }
 }
 
@@ -201,7 +232,7 @@ pub struct Upstream {
     /// Everything else goes through conversations of the sidecar's own.
     pub host: Host,
     /// What it speaks.
-    pub eras: watch::Receiver<Option<Eras>>,
+    pub eras: watch::Receiver<Learned>,
     /// Headers that its tools want.
     pub params: Arc<ParamHeaders>,
 }
@@ -220,10 +251,14 @@ impl Upstream {
         }
         if let Some(server) = &self.server {
             // Before it has said what it speaks, its own answer is the best one.
-            let passes = self.eras.borrow().is_none_or(|eras| match forward.era {
-                Era::Legacy => eras.legacy || forward.session.is_some(),
-                Era::Modern => eras.modern,
-            });
+            let passes = self
+                .eras
+                .borrow()
+                .eras()
+                .is_none_or(|eras| match forward.era {
+                    Era::Legacy => eras.legacy || forward.session.is_some(),
+                    Era::Modern => eras.modern,
+                });
             if passes {
                 return server.forward(forward).await;
             }

@@ -23,6 +23,8 @@ use policy::{Bundle, Context, PolicySource, compile};
 use serde_json::{Value, json};
 use sidecar::dev::DevIssuer;
 
+/// How long is waited for what has to come: a slow machine is no failure.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 pub const OPERATOR: &str = "the-operator";
 pub type ScriptBody = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -288,7 +290,7 @@ impl Sidecar {
             })
         });
         let (mcp, admin) = listening
-            .recv_timeout(Duration::from_secs(20))
+            .recv_timeout(PATIENCE)
             .unwrap_or_else(|_| panic!("no listener: {log:?}"));
         Self {
             child,
@@ -366,11 +368,7 @@ impl Sidecar {
 
     /// Waits for the next audit record.
     pub fn audited(&self) -> Value {
-        self.audit
-            .lock()
-            .unwrap()
-            .recv_timeout(Duration::from_secs(10))
-            .unwrap()
+        self.audit.lock().unwrap().recv_timeout(PATIENCE).unwrap()
     }
 
     /// Writes another bundle, as the kubelet does: whole, by a rename.
@@ -399,14 +397,23 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// The answer. One that took longer came as the last event of a stream.
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {:?}", self.body))
+        let text = std::str::from_utf8(&self.body).unwrap();
+        let json = match self.headers.get("content-type") {
+            Some(kind) if kind == "text/event-stream" => {
+                let mut data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+                data.next_back().unwrap_or_default()
+            }
+            _ => text,
+        };
+        serde_json::from_str(json).unwrap_or_else(|e| panic!("{e}: {text:?}"))
     }
 }
 
 pub async fn send(request: Request<Full<Bytes>>) -> Reply {
     let (parts, body) = open(request).await.into_parts();
-    let body = tokio::time::timeout(Duration::from_secs(20), body.collect())
+    let body = tokio::time::timeout(PATIENCE, body.collect())
         .await
         .unwrap()
         .unwrap()
@@ -420,7 +427,7 @@ pub async fn send(request: Request<Full<Bytes>>) -> Reply {
 
 pub async fn open(request: Request<Full<Bytes>>) -> Response<Incoming> {
     let client = Client::builder(TokioExecutor::new()).build_http();
-    tokio::time::timeout(Duration::from_secs(20), client.request(request))
+    tokio::time::timeout(PATIENCE, client.request(request))
         .await
         .unwrap()
         .unwrap()
@@ -428,7 +435,7 @@ pub async fn open(request: Request<Full<Bytes>>) -> Response<Incoming> {
 
 /// Waits for a condition, generously.
 pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     while !condition().await {
         assert!(Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
