@@ -58,3 +58,25 @@ fn programs_that_ship_have_one_cryptography() -> Result<()> {
     }
     Ok(())
 }
+
+/// What tests turn on in a shared dependency makes Cargo build that, and all that
+/// is built on it, a second time.
+#[test]
+fn tests_add_no_feature_to_what_programs_are_built_from() -> Result<()> {
+    let features = |edges: &str| -> Result<BTreeSet<String>> {
+        let mut tree = command("cargo", &["tree", "--workspace", "--prefix", "none"]);
+        tree.args(["--offline", "--locked", "--format", "{p} {f}"]);
+        tree.args(["--edges", edges]);
+        let listing = run(tree.current_dir(checkout::root()?))?;
+        let packages = listing.lines().map(|line| line.trim_end_matches("(*)"));
+        Ok(packages.map(|line| line.trim().to_owned()).collect())
+    };
+    let (programs, tests) = (features("normal,build")?, features("normal,build,dev")?);
+    ensure!(programs.len() > 100, "cargo tree lists {programs:?}");
+    let differs: Vec<_> = programs.difference(&tests).collect();
+    ensure!(
+        differs.is_empty(),
+        "built with more features for tests; add these to e2e/Cargo.toml: {differs:?}"
+    );
+    Ok(())
+}
