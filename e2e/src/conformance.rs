@@ -91,11 +91,20 @@ impl Suite {
         Score::read(folder)
     }
 
-    /// Runs one scenario, for what is seen of it elsewhere.
-    pub async fn scenario(&self, url: &str, revision: &str, scenario: &str) -> Result<()> {
+    /// Runs one scenario; its result stays in `folder`.
+    pub async fn scenario(
+        &self,
+        url: &str,
+        revision: &str,
+        scenario: &str,
+        folder: &Path,
+    ) -> Result<Score> {
+        sh::create_dir(folder)?;
         let mut suite = self.suite(url);
         suite.args(["--force", "--spec-version", revision]);
-        run(suite.args(["--scenario", scenario])).await
+        suite.args(["--scenario", scenario, "--output-dir"]);
+        run(suite.arg(folder)).await?;
+        Score::read(folder)
     }
 
     fn suite(&self, url: &str) -> Command {
