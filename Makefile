@@ -10,6 +10,8 @@ BUILD := $(CARGO) build --release --workspace --bins
 TEST := $(CARGO) test --release --workspace --no-fail-fast
 # The sidecar with guards that its tests remove; nothing else is built for it.
 UNGUARDED := $(CARGO) build --release --workspace --features sidecar/unguarded --bin toolward-sidecar-unguarded
+# Whose load generator must not be what is measured.
+BENCH := $(BUILD) --config profile.release.package.e2e.opt-level=3
 LINT := $(CARGO) clippy --release --workspace
 BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 E2E := $(BIN)/e2e
@@ -72,12 +74,12 @@ prove: ## Property tests, hostile clients, fuzz targets, parsers at length; CASE
 
 .PHONY: bench
 bench: ## What the sidecar costs, beside nginx; ROUNDS=5 SECONDS=3 (root, once)
-	@$(BUILD)
+	@$(BENCH)
 	@$(E2E) bench --rounds $(ROUNDS) --seconds $(SECONDS)
 
 .PHONY: bench-profile
 bench-profile: ## Where the sidecar's time goes, with perf; SECONDS=3 (root)
-	@$(BUILD)
+	@$(BENCH)
 	@$(E2E) bench --profile --seconds $(SECONDS)
 
 .PHONY: manifests

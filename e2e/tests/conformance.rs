@@ -202,6 +202,12 @@ impl Lab {
                     .await?;
                 has_passed = score.passed().contains(scenario);
                 if has_passed {
+                    // A fault that comes and goes must not go unseen.
+                    let way = outcome.way.name();
+                    writeln!(
+                        std::io::stderr(),
+                        "{way} {revision} {scenario}: lost beside others, passed alone ({again} of {AGAIN})"
+                    )?;
                     break;
                 }
             }

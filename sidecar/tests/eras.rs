@@ -121,31 +121,9 @@ impl Messages {
     }
 }
 
-/// All messages of an answer, the last being the response.
-fn messages(reply: &Reply) -> Vec<Value> {
-    let text = String::from_utf8(reply.body.to_vec()).unwrap();
-    if !reply.headers["content-type"]
-        .as_bytes()
-        .starts_with(b"text/event-stream")
-    {
-        return vec![serde_json::from_str(&text).unwrap()];
-    }
-    let data = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("data:"))
-        .map(str::trim);
-    data.filter(|data| !data.is_empty())
-        .map(|data| serde_json::from_str(data).unwrap())
-        .collect()
-}
-
-fn last(reply: &Reply) -> Value {
-    messages(reply).pop().unwrap()
-}
-
 /// What a tool said as text, which is JSON.
 fn said(reply: &Reply) -> Value {
-    let message = last(reply);
+    let message = reply.json();
     let text = message["result"]["content"][0]["text"].as_str();
     serde_json::from_str(text.unwrap_or_else(|| panic!("{message}"))).unwrap()
 }
@@ -229,7 +207,7 @@ impl<'s> Legacy<'s> {
         let this = Self {
             sidecar,
             session,
-            hello: last(&reply),
+            hello: reply.json(),
         };
         let ready = json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
         assert_eq!(send(this.request(&ready)).await.status, 202);
@@ -257,7 +235,7 @@ impl Caller for Legacy<'_> {
 
 /// What passes between the eras either way.
 async fn the_same_in_both(client: &impl Caller) {
-    let tools = last(&client.ask("tools/list", json!({})).await);
+    let tools = client.ask("tools/list", json!({})).await.json();
     assert_eq!(tools["id"], "mine");
     let names = tools["result"]["tools"]
         .as_array()
@@ -269,38 +247,47 @@ async fn the_same_in_both(client: &impl Caller) {
         ["seen", "count"],
         "`hidden` may not be called"
     );
-    let hidden = last(&client.tool("hidden", json!({})).await);
+    let hidden = client.tool("hidden", json!({})).await.json();
     assert_eq!(hidden["error"]["message"], "Unknown tool: hidden");
     let seen = said(&client.tool("seen", json!({"a": [1, "ö"]})).await);
     assert_eq!(
         (&seen["name"], &seen["arguments"]),
         (&json!("seen"), &json!({"a": [1, "ö"]}))
     );
-    let unknown = last(&client.tool("nothing", json!({})).await);
+    let unknown = client.tool("nothing", json!({})).await.json();
     assert_eq!(
         unknown["error"],
         json!({"code": -32602, "message": "Unknown tool: nothing"})
     );
 
-    let prompts = last(&client.ask("prompts/list", json!({})).await);
+    let prompts = client.ask("prompts/list", json!({})).await.json();
     assert_eq!(prompts["result"]["prompts"], json!([{"name": "greet"}]));
-    let prompt = last(&client.ask("prompts/get", json!({"name": "greet"})).await);
+    let prompt = client
+        .ask("prompts/get", json!({"name": "greet"}))
+        .await
+        .json();
     assert_eq!(prompt["result"]["messages"][0]["content"]["text"], "greet");
-    let resources = last(&client.ask("resources/list", json!({})).await);
+    let resources = client.ask("resources/list", json!({})).await.json();
     assert_eq!(resources["result"]["resources"][0]["uri"], "x:y");
-    let templates = last(&client.ask("resources/templates/list", json!({})).await);
+    let templates = client
+        .ask("resources/templates/list", json!({}))
+        .await
+        .json();
     assert_eq!(
         templates["result"]["resourceTemplates"][0]["uriTemplate"],
         "x:{z}"
     );
-    let read = last(&client.ask("resources/read", json!({"uri": "x:y"})).await);
+    let read = client
+        .ask("resources/read", json!({"uri": "x:y"}))
+        .await
+        .json();
     assert_eq!(read["result"]["contents"][0]["text"], "content");
     let completion = json!({"ref": {"type": "ref/prompt", "name": "greet"}, "argument": {"name": "a", "value": "v"}});
-    let completed = last(&client.ask("completion/complete", completion).await);
+    let completed = client.ask("completion/complete", completion).await.json();
     assert_eq!(completed["result"]["completion"]["values"], json!(["v!"]));
 
     let counted = json!({"name": "count", "_meta": {"progressToken": "my token"}});
-    let counted = messages(&client.ask("tools/call", counted).await);
+    let counted = client.ask("tools/call", counted).await.messages();
     let progress = |n: u32| json!({"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": "my token", "progress": n}});
     assert_eq!(counted[..3], [progress(1), progress(2), progress(3)]);
     assert_eq!(counted[3]["result"]["content"][0]["text"], "\"counted\"");
@@ -325,7 +312,7 @@ impl Hanging {
 }
 
 fn assert_clear(reply: &Reply, says: &str) {
-    let message = last(reply);
+    let message = reply.json();
     let text = message["error"]["message"]
         .as_str()
         .unwrap_or_else(|| panic!("{message}"));
@@ -338,7 +325,7 @@ async fn a_modern_client_of_a_legacy_server(transport: &str) {
     let client = Modern(&server.sidecar);
     the_same_in_both(&client).await;
 
-    let discovered = last(&client.ask("server/discover", json!({})).await)["result"].clone();
+    let discovered = client.ask("server/discover", json!({})).await.json()["result"].clone();
     assert_eq!(discovered["supportedVersions"], json!(["2026-07-28"]));
     assert_eq!(
         (&discovered["resultType"], &discovered["instructions"]),
@@ -350,7 +337,7 @@ async fn a_modern_client_of_a_legacy_server(transport: &str) {
                 && discovered["capabilities"]["tools"].is_object()
         );
     }
-    let tools = last(&client.ask("tools/list", json!({})).await)["result"].clone();
+    let tools = client.ask("tools/list", json!({})).await.json()["result"].clone();
     let hints = (&tools["resultType"], &tools["ttlMs"], &tools["cacheScope"]);
     assert_eq!(hints, (&json!("complete"), &json!(0), &json!("private")));
     let seen = said(&client.tool("seen", json!({})).await);
@@ -360,7 +347,7 @@ async fn a_modern_client_of_a_legacy_server(transport: &str) {
     );
     let missing = client.ask("resources/read", json!({"uri": "x:no"})).await;
     assert_eq!(
-        (missing.status, &last(&missing)["error"]["code"]),
+        (missing.status, &missing.json()["error"]["code"]),
         (400, &json!(-32602))
     );
 
@@ -421,7 +408,7 @@ async fn a_modern_client_of_a_legacy_server(transport: &str) {
         "asks for no input in this way",
     );
     let task = client.ask("tasks/get", json!({"taskId": "t"})).await;
-    assert!(last(&task)["error"]["message"].is_string(), "{task:?}");
+    assert!(task.json()["error"]["message"].is_string(), "{task:?}");
 }
 
 async fn a_legacy_client_of_a_modern_server(transport: &str) {
@@ -436,7 +423,7 @@ async fn a_legacy_client_of_a_modern_server(transport: &str) {
     assert!(hello["capabilities"]["tasks"].is_null() && hello["capabilities"]["tools"].is_object());
     the_same_in_both(&client).await;
 
-    let tools = last(&client.ask("tools/list", json!({})).await)["result"].clone();
+    let tools = client.ask("tools/list", json!({})).await.json()["result"].clone();
     for absent in ["resultType", "ttlMs", "cacheScope"] {
         assert!(tools[absent].is_null(), "{tools}");
     }
@@ -449,18 +436,21 @@ async fn a_legacy_client_of_a_modern_server(transport: &str) {
         seen["_meta"]["io.modelcontextprotocol/clientCapabilities"],
         json!({})
     );
-    let structured = last(&client.tool("structured", json!({})).await);
+    let structured = client.tool("structured", json!({})).await.json();
     assert!(
         structured["result"]["structuredContent"].is_null(),
         "only objects then: {structured}"
     );
-    let missing = last(&client.ask("resources/read", json!({"uri": "x:no"})).await);
+    let missing = client
+        .ask("resources/read", json!({"uri": "x:no"}))
+        .await
+        .json();
     assert_eq!(missing["error"]["code"], -32002);
     for (method, params) in [
         ("ping", json!({})),
         ("logging/setLevel", json!({"level": "info"})),
     ] {
-        assert_eq!(last(&client.ask(method, params).await)["result"], json!({}));
+        assert_eq!(client.ask(method, params).await.json()["result"], json!({}));
     }
     let seen = said(&client.tool("seen", json!({})).await);
     assert_eq!(seen["_meta"]["io.modelcontextprotocol/logLevel"], "info");
@@ -477,7 +467,7 @@ async fn a_legacy_client_of_a_modern_server(transport: &str) {
     let subscribed = client
         .ask("resources/subscribe", json!({"uri": "x:y"}))
         .await;
-    assert_eq!(last(&subscribed)["result"], json!({}));
+    assert_eq!(subscribed.json()["result"], json!({}));
     let updated = client
         .changed(&mut stream, "notifications/resources/updated")
         .await;
@@ -531,7 +521,10 @@ async fn a_server_is_slow_to_start() {
         let command = ["python3", script, era, "stdio", slow];
         let shim = Shim::start(rustix::process::getuid().as_raw(), &command).await;
         let sidecar = serve(&["--socket", shim.socket.to_str().unwrap()]).await;
-        let found = last(&Modern(&sidecar).ask("server/discover", json!({})).await);
+        let found = Modern(&sidecar)
+            .ask("server/discover", json!({}))
+            .await
+            .json();
         let name = &found["result"]["_meta"]["io.modelcontextprotocol/serverInfo"]["name"];
         assert_eq!(name, era, "{found}");
         assert_eq!(

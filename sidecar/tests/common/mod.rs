@@ -399,15 +399,22 @@ pub struct Reply {
 impl Reply {
     /// The answer. One that took longer came as the last event of a stream.
     pub fn json(&self) -> Value {
+        self.messages().pop().unwrap()
+    }
+
+    /// All messages of the answer, the last being the response.
+    pub fn messages(&self) -> Vec<Value> {
         let text = std::str::from_utf8(&self.body).unwrap();
-        let json = match self.headers.get("content-type") {
-            Some(kind) if kind == "text/event-stream" => {
-                let mut data = text.lines().filter_map(|line| line.strip_prefix("data: "));
-                data.next_back().unwrap_or_default()
-            }
-            _ => text,
+        let parsed = |json: &str| {
+            serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {text:?}"))
         };
-        serde_json::from_str(json).unwrap_or_else(|e| panic!("{e}: {text:?}"))
+        let kind = self.headers.get("content-type");
+        if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream")) {
+            return vec![parsed(text)];
+        }
+        let data = text.lines().filter_map(|line| line.strip_prefix("data:"));
+        let data = data.map(str::trim).filter(|data| !data.is_empty());
+        data.map(parsed).collect()
     }
 }
 
