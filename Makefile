@@ -18,10 +18,12 @@ E2E := $(BIN)/e2e
 # The tests have a node of their own: a demonstration that runs is left alone.
 TEST_INSTANCE := test $(CURDIR)
 # How many cases a property test of `make prove` tries, how often it runs each
-# fuzz target, and how many messages all parsers read.
+# fuzz target, how many messages all parsers read, and with how many calls it
+# looks for tokens that leave the sidecar.
 CASES ?= 100000
 RUNS ?= 1000000
 BODIES ?= 400000
+CANARIES ?= 10000
 # How often `make bench` measures each target, and for how many seconds.
 ROUNDS ?= 5
 SECONDS ?= 3
@@ -66,10 +68,11 @@ test-cluster: ## The tests on a real cluster (root)
 	$(TEST) --test cluster -- --test-threads=4
 
 .PHONY: prove
-prove: ## Property tests, hostile clients, fuzz targets, parsers at length; CASES, RUNS, BODIES
+prove: ## Property tests, hostile clients, fuzz targets, parsers, canaries at length; CASES, RUNS, BODIES, CANARIES
 	PROPTEST_CASES=$(CASES) $(TEST) --lib --test properties
 	TOOLWARD_FUZZ_RUNS=$(RUNS) $(TEST) --test fuzz -- --nocapture
 	TOOLWARD_BODIES=$(BODIES) $(TEST) --test parsers -- --nocapture
+	TOOLWARD_CANARIES=$(CANARIES) $(TEST) --test identity no_token -- --nocapture
 	HOSTILE_CASES=$(CASES) $(TEST) --test hostile -- --include-ignored --nocapture
 
 .PHONY: bench

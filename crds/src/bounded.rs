@@ -87,6 +87,26 @@ bounded! {
     Audience, 2048, "^[!-~]+$"
 }
 bounded! {
+    /// URL of an issuer of tokens (RFC 8414 §2: no query, no fragment).
+    IssuerUrl, 2048, "^https?://[A-Za-z0-9.:\\[\\]-]+(/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?$"
+}
+bounded! {
+    /// URL of a key set.
+    JwksUrl, 2048, "^https?://[A-Za-z0-9.:\\[\\]-]+(/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?$"
+}
+bounded! {
+    /// Name of a header (RFC 9110 §5.1).
+    HeaderName, 64, "^[A-Za-z0-9-]+$"
+}
+bounded! {
+    /// Where a claim stands in a token.
+    ClaimPath, 253, "^[A-Za-z0-9_:/.~-]+$"
+}
+bounded! {
+    /// A scope (RFC 6749 §3.3).
+    Scope, 253, "^[!#-\\[\\]-~]+$"
+}
+bounded! {
     /// An absolute path of a URL in normal form, without query.
     UrlPath, 512, "^/([A-Za-z0-9_~-][A-Za-z0-9._~-]*(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*/?)?$"
 }
@@ -105,8 +125,8 @@ bounded! {
     ResourcePattern, 512, "^(\\*\\*?|[a-z][a-z0-9+.-]*:)([A-Za-z0-9._~!$&'()*+,;=:@/?\\[\\]-]|%[0-9A-F]{2})*$"
 }
 bounded! {
-    /// A service account as `namespace/name`.
-    ServiceAccountRef, 317, "^[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+    /// A service account as `namespace/name`, or all of a namespace as `namespace/*`.
+    ServiceAccountRef, 317, "^[a-z0-9]([-a-z0-9]*[a-z0-9])?/([a-z0-9]([-a-z0-9.]*[a-z0-9])?|\\*)$"
 }
 bounded! {
     /// A user's or group's name as its issuer writes it.

@@ -15,6 +15,8 @@ pub enum ConditionType {
     Ready,
     /// What the object asks for holds where it runs.
     Enforced,
+    /// Tokens of all issuers can be checked.
+    AuthReady,
 }
 
 /// Whether a condition holds.
@@ -61,12 +63,22 @@ pub enum Reason {
     ServerFailed,
     /// The pods cannot be created or started.
     PodsFailing,
+    /// A sidecar cannot use the certificate of `spec.tls`, and has no older one.
+    CertificateInvalid,
     /// The API server refused what the operator wanted to write.
     ApplyFailed,
     /// All of it is enforced.
     Enforced,
     /// Limits are counted by each replica for itself.
     PerReplica,
+    /// The keys of every issuer are there.
+    KeysAvailable,
+    /// The keys of an issuer cannot be read.
+    IssuerUnavailable,
+    /// An issuer was asked for that the chart's `allowedIssuers` does not allow.
+    IssuerNotAllowed,
+    /// No token is asked for.
+    Anonymous,
 }
 
 impl std::fmt::Display for Reason {

@@ -203,7 +203,7 @@ fn check_object(
             check(property, value, &child(name), errors);
         } else if let Some(additional) = schema.get("additionalProperties") {
             check(additional, value, &child(name), errors);
-        } else if schema.get("properties").is_some() {
+        } else {
             errors.push(FieldError::new(&child(name), "unknown field"));
         }
     }

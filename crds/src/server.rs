@@ -8,8 +8,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Argument, Audience, Condition, Duration, EnvName, ImageRef, KeyName, ObjectName, Quantity, Url,
-    UrlPath,
+    Argument, Audience, ClaimPath, Condition, Duration, EnvName, HeaderName, ImageRef, IssuerUrl,
+    ItemName, JwksUrl, KeyName, ObjectName, Quantity, Url, UrlPath,
 };
 
 /// An MCP server that Toolward runs, with a sidecar in front that decides on every call.
@@ -47,10 +47,19 @@ use crate::{
         .field_path(".deployment.command"),
     validation = Rule::new("!has(self.authentication) || !has(self.authentication.audience) || !self.authentication.audience.matches('^https?://') || !has(self.url) || self.authentication.audience == self.url")
         .message("an audience that is a URL must be equal to spec.url: leave it out, or write the same")
-        .field_path(".authentication.audience")
+        .field_path(".authentication.audience"),
+    validation = Rule::new("!has(self.upstreamCredential) || self.transport.type == 'StreamableHttp'")
+        .message("upstreamCredential is a header of requests, which a Stdio server has none of: remove it, and give the server its credential by deployment.env")
+        .field_path(".upstreamCredential"),
+    validation = Rule::new("!has(self.tls) || !has(self.url) || self.url.startsWith('https://')")
+        .message("with tls, the MCP port speaks https only: write an https URL, or leave url out")
+        .field_path(".url"),
+    validation = Rule::new("!has(self.identity) || !has(self.authentication) || !has(self.authentication.mode) || self.authentication.mode != 'Anonymous'")
+        .message("an Anonymous server's callers are nobody, so there is no identity to tell: remove it, or set authentication.mode: Required")
+        .field_path(".identity")
 )]
 pub struct McpServerSpec {
-    /// The public URL of the MCP endpoint. Default: `http://NAME.NAMESPACE.svc/mcp`, the Service that Toolward makes.
+    /// The public URL of the MCP endpoint. Default: `http://NAME.NAMESPACE.svc/mcp`, the Service that Toolward makes; with `tls`, `https://NAME.NAMESPACE.svc/mcp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<Url>,
     /// The Deployment that Toolward makes for the server.
@@ -60,6 +69,63 @@ pub struct McpServerSpec {
     /// How callers prove who they are. Default: a token of the cluster's issuer is required.
     #[serde(default)]
     pub authentication: Authentication,
+    /// A credential that the sidecar puts on each request to a StreamableHttp server. Neither the server's container nor callers see the Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream_credential: Option<UpstreamCredential>,
+    /// TLS on the MCP port, for HTTP/1.1 and HTTP/2; the Service then has port 443 in place of 80. Left out, the port speaks plain HTTP, as behind an ingress that ends TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// Set (`{}`), the server is told who calls by a signed assertion: the header `Toolward-Identity`, or for Stdio `_meta["toolward.dev/identity"]` of each request. It is a JWT of 60 s (ES256); the public keys are in the ConfigMap `NAME-toolward-identity`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "no_fields")]
+    pub identity: Option<Identity>,
+}
+
+/// How the server is told who calls; there is nothing to choose yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {}
+
+fn no_fields(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "object"})
+}
+
+/// The certificate of the MCP port.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tls {
+    /// A Secret of the same namespace (type `kubernetes.io/tls`) with the certificate and its chain in `tls.crt` and the private key in `tls.key`, in PEM form. It is mounted into the sidecar only, and read again when it changes.
+    pub secret_name: ObjectName,
+}
+
+/// A credential for the server.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("!has(self.header) || !(self.header.lowerAscii() in ['host', 'connection', 'content-length', 'content-type', 'content-encoding', 'transfer-encoding', 'te', 'trailer', 'upgrade', 'expect', 'keep-alive', 'accept', 'last-event-id', 'traceparent', 'tracestate', 'baggage']) && !self.header.lowerAscii().startsWith('mcp-') && !self.header.lowerAscii().startsWith('toolward-')")
+        .message("this header means something else to the server: name the one that carries a credential, for example Authorization or X-Api-Key")
+        .field_path(".header")
+)]
+pub struct UpstreamCredential {
+    /// The key of a Secret in the same namespace that holds the header's whole value, for example `Bearer abc` or an API key. It is read again when it changes.
+    pub secret_ref: SecretKeyRef,
+    /// The header. Default `Authorization`.
+    #[serde(default = "default_header")]
+    pub header: HeaderName,
+}
+
+fn default_header() -> HeaderName {
+    HeaderName::from("Authorization")
+}
+
+/// A key of a Secret that has to be there.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SecretKeyRef {
+    /// Name of the Secret.
+    pub name: ObjectName,
+    /// The key.
+    pub key: KeyName,
 }
 
 /// The Deployment of a server.
@@ -343,15 +409,142 @@ impl Default for StdioTransport {
 }
 
 /// How callers prove who they are.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("!has(self.issuers) || has(self.audience)")
+        .message("write the audience that issuers put into tokens for this server: with issuers, it is required")
+        .field_path(".audience"),
+    validation = Rule::new("!has(self.issuers) || !has(self.mode) || self.mode != 'Anonymous'")
+        .message("an Anonymous server asks for no token, so issuers would mean nothing: remove them, or set mode: Required")
+        .field_path(".issuers"),
+    validation = Rule::new("!has(self.issuers) || self.issuers.all(a, !has(a.issuer) || self.issuers.exists_one(b, has(b.issuer) && b.issuer == a.issuer))")
+        .message("two issuers have the same URL: tokens could be read as either's, so write each once")
+        .field_path(".issuers")
+)]
 pub struct Authentication {
     /// `Required`: each request carries a token for this server. `Anonymous` must be allowed by the chart (`allowAnonymous`).
     #[serde(default)]
     pub mode: AuthenticationMode,
-    /// The audience (`aud`) that a token must name. Default: `status.url`.
+    /// The audience (`aud`) that a token must name; required with `issuers`. Default: `status.url`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audience: Option<Audience>,
+    /// Who may issue tokens, by name. Default: `[{name: cluster}]`, the cluster's service-account issuer. Others must be allowed by the chart (`allowedIssuers`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub issuers: Option<Vec<Issuer>>,
+    /// A token that is valid for longer (`exp` less `iat`) is refused. Default `1h`.
+    #[serde(default = "default_lifetime")]
+    pub max_token_lifetime: Duration,
+}
+
+fn default_lifetime() -> Duration {
+    Duration::minutes(60)
+}
+
+impl Default for Authentication {
+    fn default() -> Self {
+        Self {
+            mode: AuthenticationMode::default(),
+            audience: None,
+            issuers: None,
+            max_token_lifetime: default_lifetime(),
+        }
+    }
+}
+
+/// Name of the issuer that is the cluster itself.
+pub const CLUSTER_ISSUER: &str = "cluster";
+
+/// An issuer of tokens.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("self.name != 'cluster' || !(has(self.issuer) || has(self.jwksUri) || has(self.claims) || has(self.tokenTypes) || has(self.algorithms) || has(self.caSecretRef))")
+        .message("cluster is the cluster's own issuer, of which all is known: write its name alone, or give this issuer another name"),
+    validation = Rule::new("self.name == 'cluster' || has(self.issuer)")
+        .message("write the issuer's URL, as it stands in iss of its tokens")
+        .field_path(".issuer")
+)]
+pub struct Issuer {
+    /// Name in rules, limits and the audit log. `cluster` is the cluster's service-account issuer.
+    pub name: ItemName,
+    /// Its URL, exactly as `iss` of its tokens has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<IssuerUrl>,
+    /// Where its keys are (RFC 7517). Default: what its metadata says (RFC 8414, OpenID Connect Discovery).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks_uri: Option<JwksUrl>,
+    /// Which claims say who calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claims: Option<Claims>,
+    /// Values of `typ` that its access tokens may have. Default `[at+jwt]` (RFC 9068); add `JWT` where it sends that, or no `typ`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub token_types: Option<Vec<TokenType>>,
+    /// Algorithms of its signatures; a key's own `alg` narrows them. Default `[RS256, PS256, ES256, EdDSA]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 9))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub algorithms: Option<Vec<SigningAlgorithm>>,
+    /// A Secret of the same namespace with the PEM certificates of the authorities that its TLS certificate may come from, in place of the public ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKeyRef>,
+    /// How long keys are used that cannot be read anew. Default `24h`.
+    #[serde(default = "default_key_age")]
+    pub max_key_age: Duration,
+}
+
+fn default_key_age() -> Duration {
+    Duration::minutes(24 * 60)
+}
+
+/// Which claims say who calls. A dot goes into an object (`realm_access.roles`); a name with a `/` or `:` is taken whole.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Claims {
+    /// The user. Default `sub`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<ClaimPath>,
+    /// The agent that acts for the user. Default: `act.sub`, else `azp`, else `client_id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<ClaimPath>,
+    /// Groups or roles of the user. Default `groups`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<ClaimPath>,
+    /// Scopes, a list or text with blanks between them. Default `scope`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scopes: Option<ClaimPath>,
+}
+
+/// A value of `typ` of access tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TokenType {
+    /// An access token as in RFC 9068.
+    #[serde(rename = "at+jwt")]
+    AccessToken,
+    /// Any JSON Web Token, or one that does not say.
+    #[serde(rename = "JWT")]
+    Jwt,
+}
+
+/// An asymmetric signature algorithm (RFC 7518 §3.1, RFC 8037).
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[allow(missing_docs)] // Names of the registry.
+pub enum SigningAlgorithm {
+    RS256,
+    RS384,
+    RS512,
+    PS256,
+    PS384,
+    PS512,
+    ES256,
+    ES384,
+    EdDSA,
 }
 
 /// Whether a token is needed.
@@ -402,7 +595,7 @@ pub struct McpServerStatus {
     /// Whether `tools` leaves tools out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
-    /// Accepted, Programmed, Ready, Enforced.
+    /// Accepted, Programmed, Ready, Enforced, AuthReady.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

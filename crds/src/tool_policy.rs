@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Condition, Duration, ItemName, LocalObjectReference, PromptPattern, ResourcePattern,
+    Condition, Duration, ItemName, LocalObjectReference, PromptPattern, ResourcePattern, Scope,
     ServiceAccountRef, SubjectName, ToolPattern,
 };
 
@@ -120,27 +120,41 @@ pub enum Effect {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
-    validation = Rule::new("has(self.serviceAccounts) || has(self.users) || has(self.groups) || has(self.everyone)")
-        .message("write at least one of serviceAccounts, users, groups and everyone: an item without a field would match nobody"),
-    validation = Rule::new("!has(self.everyone) || !(has(self.serviceAccounts) || has(self.users) || has(self.groups))")
+    validation = Rule::new("has(self.issuer) || has(self.serviceAccounts) || has(self.users) || has(self.agents) || has(self.groups) || has(self.scopes) || has(self.everyone)")
+        .message("write at least one of issuer, serviceAccounts, users, agents, groups, scopes and everyone: an item without a field would match nobody"),
+    validation = Rule::new("!has(self.everyone) || !(has(self.issuer) || has(self.serviceAccounts) || has(self.users) || has(self.agents) || has(self.groups) || has(self.scopes))")
         .message("everyone stands alone: with another field beside it, it says nothing"),
     validation = Rule::new("!has(self.everyone) || self.everyone")
         .message("everyone can only be true: leave it out instead")
-        .field_path(".everyone")
+        .field_path(".everyone"),
+    validation = Rule::new("!has(self.serviceAccounts) || !has(self.issuer) || self.issuer == 'cluster'")
+        .message("serviceAccounts belong to the issuer cluster: remove one of the two")
+        .field_path(".issuer")
 )]
 pub struct Subject {
-    /// Service accounts of the cluster, as `namespace/name`.
+    /// Name of the issuer of the token, as the server has it. Required where a server has several: names mean something only together with who gave them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<ItemName>,
+    /// Service accounts of the cluster, as `namespace/name`; `namespace/*` is all of a namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub service_accounts: Option<Vec<ServiceAccountRef>>,
-    /// Users (`sub` of the token).
+    /// Users (`sub` of the token, or what the issuer's `claims.user` names).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub users: Option<Vec<SubjectName>>,
-    /// Groups (`groups` of the token); one of them suffices.
+    /// Agents that act for the user (`act.sub`, `azp` or `client_id` of the token, or what the issuer's `claims.agent` names).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub agents: Option<Vec<SubjectName>>,
+    /// Groups (`groups` of the token, or what the issuer's `claims.groups` names); one of them suffices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub groups: Option<Vec<SubjectName>>,
+    /// Scopes of the token; all of them are needed. A caller that lacks only scopes is told which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16))]
+    pub scopes: Option<Vec<Scope>>,
     /// Every caller that is let in, also an anonymous one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub everyone: Option<bool>,

@@ -155,9 +155,15 @@ impl Drop for Running {
 
 /// `toolward-sidecar run` on free ports, with these further arguments.
 pub fn run(sidecar: &Path, config: &Path, arguments: &[&str]) -> Command {
+    run_on(sidecar, config, "127.0.0.1:0", arguments)
+}
+
+/// The same on an address that was chosen before: the server's URL may be part of
+/// the configuration.
+pub fn run_on(sidecar: &Path, config: &Path, listen: &str, arguments: &[&str]) -> Command {
     let mut run = command(sidecar, &["run", "--config"]);
     run.arg(config)
-        .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+        .args(["--listen", listen, "--admin", "127.0.0.1:0"])
         .args(arguments);
     run
 }
@@ -169,6 +175,15 @@ pub fn url(running: &mut Running) -> Result<String> {
             .iter()
             .find(|line| line.contains(" listens on http"))?;
         line.split_whitespace().last().map(str::to_owned)
+    })
+}
+
+/// Waits until a `run` tells where its admin port is; its URL, without a path.
+pub fn admin(running: &mut Running) -> Result<String> {
+    running.wait_for("admin port", |lines| {
+        let mut words = lines.iter().flat_map(|line| line.split_whitespace());
+        let address = words.find_map(|word| word.strip_prefix("admin="))?;
+        Some(format!("http://{address}"))
     })
 }
 

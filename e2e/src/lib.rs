@@ -25,6 +25,7 @@ pub mod laptop;
 mod lock;
 pub mod manifests;
 pub mod mcp;
+pub mod postgres;
 pub mod relay;
 pub mod release;
 pub mod sh;

@@ -76,6 +76,7 @@ enum ImageName {
     Operator,
     Sidecar,
     ServerEverything,
+    PostgresRls,
 }
 
 impl From<ImageName> for Image {
@@ -84,6 +85,7 @@ impl From<ImageName> for Image {
             ImageName::Operator => Self::Operator,
             ImageName::Sidecar => Self::Sidecar,
             ImageName::ServerEverything => Self::ServerEverything,
+            ImageName::PostgresRls => Self::PostgresRls,
         }
     }
 }

@@ -56,6 +56,22 @@ impl Endpoint {
         Self::in_cluster_with(cluster, url, client).await
     }
 
+    /// As [`Endpoint::in_cluster_spread`], for a server for which only this
+    /// authority vouches (a certificate in PEM form). Answers tell which
+    /// certificate was seen: `reqwest::tls::TlsInfo` is among their extensions.
+    pub async fn in_cluster_trusting(
+        cluster: &Cluster,
+        url: &str,
+        authority: &str,
+    ) -> Result<Self> {
+        let authority = reqwest::Certificate::from_pem(authority.as_bytes())?;
+        let client = reqwest::Client::builder()
+            .pool_max_idle_per_host(0)
+            .tls_certs_only([authority])
+            .tls_info(true);
+        Self::in_cluster_with(cluster, url, client).await
+    }
+
     async fn in_cluster_with(
         cluster: &Cluster,
         url: &str,
@@ -70,7 +86,11 @@ impl Endpoint {
             true => format!("{host}.cluster.local"),
             false => host.clone(),
         };
-        let port = uri.port_u16().unwrap_or(80);
+        let default = match uri.scheme_str() {
+            Some("https") => 443,
+            _ => 80,
+        };
+        let port = uri.port_u16().unwrap_or(default);
         // A new Service takes a moment to be known, and another to answer.
         let address = wait_for(&format!("{full} to answer"), REACHABLE, || async {
             let address = SocketAddr::from((cluster.resolve(&full).await?, port));

@@ -8,9 +8,10 @@ use e2e::checkout;
 use e2e::sh::{command, run};
 
 /// Crate, and what it may not depend on, not even indirectly.
-const TABLE: [(&str, &[&str]); 3] = [
+const TABLE: [(&str, &[&str]); 4] = [
     ("crds", &["tokio", "hyper", "kube-client", "kube-runtime"]),
     ("policy", &["tokio", "hyper", "kube-client", "kube-runtime"]),
+    ("sealed", &["tokio", "hyper", "kube-client", "kube-runtime"]),
     ("sidecar", &["kube-client", "kube-runtime", "rmcp"]),
 ];
 /// In no program that ships.

@@ -109,7 +109,7 @@ fn audit(running: &Running) -> Result<()> {
     }
     let reason = |reason: &str| records.iter().any(|record| record["reason"] == reason);
     ensure!(
-        reason("LimitExceeded") && reason("TokenInvalid"),
+        reason("LimitExceeded") && reason("SignatureInvalid"),
         "{records:?}"
     );
     Ok(())

@@ -2,11 +2,12 @@
 //! reconciler of servers writes the one, delivery the other.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Mutex, PoisonError},
 };
 
 use policy::report::Report;
+use sealed::PublicKey;
 
 use crate::names::Key;
 
@@ -17,6 +18,8 @@ pub struct Sight {
     pub report: Option<Report>,
     /// Why it says nothing, where it does not.
     pub error: Option<String>,
+    /// Why the key by which it asserts who calls is not taken, where it is not.
+    pub key: Option<String>,
 }
 
 /// Sidecars by the uid of their pod.
@@ -29,15 +32,33 @@ pub struct Wanted {
     pub bundle: String,
     /// Hash of the list of replicas.
     pub peers: String,
+    /// Thumbprints of the keys that are published; none where sidecars are not to
+    /// assert who calls.
+    pub identity: Option<BTreeSet<String>>,
 }
 
 impl Wanted {
     /// Whether a sidecar has all of it. One that uses no list of replicas does
-    /// not tell of any.
+    /// not tell of any. Of the keys, only its own matters to it.
     pub fn is_had(&self, report: &Report) -> bool {
         let peers = report.peers.as_ref();
+        let own = report.identity.as_ref();
+        let own = own.filter(|own| self.has_key(&own.kid));
         report.bundle.hash.as_ref() == Some(&self.bundle)
             && peers.is_none_or(|peers| *peers == self.peers)
+            && own.is_none_or(|own| own.published)
+    }
+
+    /// Whether a key is published.
+    pub fn has_key(&self, kid: &str) -> bool {
+        let kids = self.identity.as_ref();
+        kids.is_some_and(|kids| kids.contains(kid))
+    }
+
+    /// The key of a sidecar that is to be published and is not.
+    pub fn lacks<'a>(&self, report: &'a Report) -> Option<&'a str> {
+        let own = report.identity.as_ref()?.kid.as_str();
+        (self.identity.is_some() && !self.has_key(own)).then_some(own)
     }
 }
 
@@ -45,6 +66,8 @@ impl Wanted {
 struct Post {
     wanted: Wanted,
     sights: Sights,
+    /// Keys that were proven, by the uid of their pod.
+    keys: BTreeMap<String, PublicKey>,
 }
 
 /// Wanted and seen bundles by server.
@@ -83,6 +106,34 @@ impl Board {
     pub fn sights(&self, server: &Key) -> Sights {
         self.locked(|posts| posts.get(server).map(|post| post.sights.clone()))
             .unwrap_or_default()
+    }
+
+    /// A key was proven to be that of the sidecar of a pod.
+    pub fn prove(&self, server: &Key, pod: &str, key: PublicKey) {
+        self.locked(|posts| {
+            if let Some(post) = posts.get_mut(server) {
+                post.keys.insert(pod.to_owned(), key);
+            }
+        });
+    }
+
+    /// Whether this key of a pod was proven.
+    pub fn is_proven(&self, server: &Key, pod: &str, kid: &str) -> bool {
+        self.locked(|posts| {
+            let key = posts.get(server).and_then(|post| post.keys.get(pod));
+            key.is_some_and(|key| key.kid() == kid)
+        })
+    }
+
+    /// The keys that were proven; those of other pods than these are forgotten.
+    pub fn keys(&self, server: &Key, pods: &BTreeSet<String>) -> BTreeMap<String, PublicKey> {
+        self.locked(|posts| {
+            let Some(post) = posts.get_mut(server) else {
+                return BTreeMap::new();
+            };
+            post.keys.retain(|pod, _| pods.contains(pod));
+            post.keys.clone()
+        })
     }
 
     /// The server is gone.

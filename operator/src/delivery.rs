@@ -26,6 +26,7 @@ use crate::{
     backoff::Backoff,
     board::{Board, Sight, Sights, Wanted},
     error::{Error, call},
+    identity::{Asked, Identities},
     metrics::Metrics,
     names::{ADMIN_PORT, BUNDLE_ANNOTATION, FIELD_MANAGER, Key},
     probe::{self, ProbeError},
@@ -62,6 +63,8 @@ pub struct Delivery {
     pub client: Client,
     /// For the questions.
     pub tokens: Arc<Tokens>,
+    /// For the keys of sidecars.
+    pub identities: Identities,
     /// Where wanted and seen bundles stand.
     pub board: Arc<Board>,
     /// Where the pods stand.
@@ -124,7 +127,11 @@ impl PodMemory {
     fn polled(&mut self, answer: Result<Report, String>, wanted: &Wanted, now: Instant) {
         let has = |report: &Report| wanted.is_had(report);
         let wait = match &answer {
-            Ok(report) if has(report) && report.upstream.state == UpstreamState::Serving => {
+            Ok(report)
+                if has(report)
+                    && wanted.lacks(report).is_none()
+                    && report.upstream.state == UpstreamState::Serving =>
+            {
                 self.polls = 0;
                 SETTLED.after(0)
             }
@@ -143,7 +150,7 @@ impl PodMemory {
                 }
                 self.sight = Some(Sight {
                     report: Some(report),
-                    error: None,
+                    ..Sight::default()
                 });
             }
             Err(error) => {
@@ -153,9 +160,24 @@ impl PodMemory {
                 self.sight = Some(Sight {
                     report: report.filter(|_| patient),
                     error: Some(error),
+                    key: None,
                 });
             }
         }
+    }
+
+    /// Why the sidecar's key was not taken, where it was asked for.
+    fn key_refused(&mut self, why: Option<String>) {
+        if let Some(sight) = &mut self.sight {
+            sight.key = why;
+        }
+    }
+
+    /// Whether the sidecar told of a key that is published.
+    fn has_key_in(&self, wanted: &Wanted) -> bool {
+        let report = self.sight.as_ref().and_then(|sight| sight.report.as_ref());
+        let own = report.and_then(|report| report.identity.as_ref());
+        own.is_some_and(|own| wanted.has_key(&own.kid))
     }
 
     /// Whether the sidecar told that it uses the list of replicas.
@@ -175,6 +197,7 @@ struct Peer {
     uid: String,
     name: String,
     address: SocketAddr,
+    account: String,
     version: Option<String>,
     annotation: Option<String>,
 }
@@ -185,10 +208,13 @@ impl Peer {
             return None;
         }
         let ip: IpAddr = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
+        let spec = pod.spec.as_ref();
+        let account = spec.and_then(|spec| spec.service_account_name.clone());
         Some(Self {
             uid: pod.uid()?,
             name: pod.name_any(),
             address: (ip, ADMIN_PORT).into(),
+            account: account.unwrap_or_else(|| "default".to_owned()),
             version: pod.resource_version(),
             annotation: pod.annotations().get(BUNDLE_ANNOTATION).cloned(),
         })
@@ -209,7 +235,12 @@ impl Memory {
         let bundle = before
             .as_ref()
             .is_some_and(|old| old.bundle != wanted.bundle);
-        let replicas = before.is_some_and(|old| old.peers != wanted.peers);
+        let replicas = before.as_ref().is_some_and(|old| old.peers != wanted.peers);
+        // Its key was published just now.
+        let key = |pod: &PodMemory| {
+            let was_there = |old: &Wanted| pod.has_key_in(old);
+            pod.has_key_in(wanted) && before.as_ref().is_some_and(|old| !was_there(old))
+        };
         for peer in peers {
             let pod = self.pods.entry(peer.uid.clone());
             let pod = pod.or_insert_with(|| PodMemory::new(now));
@@ -218,7 +249,7 @@ impl Memory {
                 pod.version.clone_from(&peer.version);
                 pod.next_poll = now;
             }
-            if bundle || replicas && pod.knows_peers() {
+            if bundle || replicas && pod.knows_peers() || key(pod) {
                 pod.expect(now);
             }
         }
@@ -331,10 +362,15 @@ impl Delivery {
         let polls = due.into_iter().map(|peer| {
             let token = token.clone();
             async move {
-                match token {
-                    Ok(token) => (peer, self.ask(server, peer, &token).await),
-                    Err(error) => (peer, Err(error)),
-                }
+                let answer = match token {
+                    Ok(token) => self.ask(server, peer, &token).await,
+                    Err(error) => Err(error),
+                };
+                let refused = match &answer {
+                    Ok(report) => self.take_key(server, peer, wanted, report).await,
+                    Err(_) => None,
+                };
+                (peer, answer, refused)
             }
         });
         let polls: Vec<_> = polls.collect();
@@ -343,9 +379,45 @@ impl Delivery {
             .collect()
             .await;
         let now = Instant::now();
-        for (peer, answer) in answers {
+        for (peer, answer, refused) in answers {
             if let Some(pod) = memory.pods.get_mut(&peer.uid) {
                 pod.polled(answer, wanted, now);
+                pod.key_refused(refused);
+            }
+        }
+    }
+
+    /// Takes the key of a sidecar, where it is to be published; gives why not.
+    async fn take_key(
+        &self,
+        server: &Key,
+        peer: &Peer,
+        wanted: &Wanted,
+        report: &Report,
+    ) -> Option<String> {
+        let kid = wanted.lacks(report)?;
+        if self.board.is_proven(server, &peer.uid, kid) {
+            return None; // It is being written.
+        }
+        let uid = self.world.servers.get(server)?.meta.uid.clone()?;
+        let pod = Asked {
+            address: peer.address,
+            name: &peer.name,
+            uid: &peer.uid,
+            account: &peer.account,
+        };
+        match self.identities.key(server, &uid, &pod, kid).await {
+            Ok(key) => {
+                tracing::info!(%server, pod = peer.name, kid, "the key of a sidecar is proven");
+                self.board.prove(server, &peer.uid, key);
+                if let Some(servers) = self.servers.get() {
+                    servers.wake(server);
+                }
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%server, pod = peer.name, %error, "the key of a sidecar is not taken");
+                Some(error.to_string())
             }
         }
     }

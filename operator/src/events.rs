@@ -53,7 +53,12 @@ pub fn news(before: &Value, conditions: &[Condition], new_bundle: bool) -> Vec<N
 /// Steps on the way are no news.
 fn is_worth_telling(reason: Reason) -> bool {
     match reason {
-        Reason::Pending | Reason::Starting | Reason::Enforced | Reason::ScaledToZero => false,
+        Reason::Pending
+        | Reason::Starting
+        | Reason::Enforced
+        | Reason::ScaledToZero
+        | Reason::KeysAvailable
+        | Reason::Anonymous => false,
         Reason::Accepted
         | Reason::Undecodable
         | Reason::NameTaken
@@ -66,7 +71,10 @@ fn is_worth_telling(reason: Reason) -> bool {
         | Reason::Serving
         | Reason::ServerFailed
         | Reason::PodsFailing
+        | Reason::CertificateInvalid
         | Reason::ApplyFailed
+        | Reason::IssuerUnavailable
+        | Reason::IssuerNotAllowed
         | Reason::PerReplica => true,
     }
 }

@@ -84,12 +84,7 @@ fn issuer(discovery: &Value, keys: &Value) -> Result<Issuer, &'static str> {
         return Err("/openid/v1/jwks has no keys");
     }
     keys.sort_by_cached_key(Value::to_string);
-    Ok(Issuer {
-        name: "cluster".to_owned(),
-        issuer: issuer.to_owned(),
-        service_accounts: true,
-        jwks: json!({ "keys": keys }),
-    })
+    Ok(Issuer::cluster(issuer, json!({ "keys": keys })))
 }
 
 #[cfg(test)]

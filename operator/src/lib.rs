@@ -20,6 +20,7 @@ pub mod entry;
 pub mod error;
 pub mod events;
 pub mod http;
+pub mod identity;
 pub mod issuer;
 pub mod metrics;
 pub mod names;
@@ -45,9 +46,9 @@ use kube::Client;
 use tokio::sync::watch as channel;
 
 use crate::{
-    board::Board, delivery::Delivery, desired::SidecarImage, events::Events, metrics::Metrics,
-    names::Key, policies::Policies, server::Servers, tokens::Tokens, watch::Wakers,
-    workers::Workers, world::World,
+    board::Board, delivery::Delivery, desired::SidecarImage, events::Events, identity::Identities,
+    metrics::Metrics, names::Key, policies::Policies, server::Servers, tokens::Tokens,
+    watch::Wakers, workers::Workers, world::World,
 };
 
 /// Reconciliations of one kind at the same time.
@@ -64,6 +65,11 @@ pub struct Settings {
     pub sidecar: SidecarImage,
     /// Whether servers may ask for `Anonymous`.
     pub allow_anonymous: bool,
+    /// URLs of issuers that servers may name beside the cluster's; a `*` at the
+    /// end of one stands for any text.
+    pub allowed_issuers: Vec<String>,
+    /// Networks (CIDR) beside the public internet in which issuers may be.
+    pub issuer_networks: Vec<String>,
     /// DNS domain of the cluster.
     pub cluster_domain: String,
     /// The operator's own service account.
@@ -107,6 +113,7 @@ impl Operator {
         };
         let delivery = Delivery {
             client: client.clone(),
+            identities: Identities::new(client.clone(), tokens.clone()),
             tokens,
             board,
             world: world.clone(),

@@ -26,6 +26,14 @@ struct Args {
     /// Lets McpServers ask for `authentication.mode: Anonymous`.
     #[arg(long, env = "TOOLWARD_ALLOW_ANONYMOUS")]
     allow_anonymous: bool,
+    /// URLs of issuers that McpServers may name beside the cluster's, with commas
+    /// between them; a `*` at the end of one stands for any text.
+    #[arg(long, env = "TOOLWARD_ALLOWED_ISSUERS", value_delimiter = ',')]
+    allowed_issuers: Vec<String>,
+    /// Networks (CIDR) beside the public internet in which issuers may be, with
+    /// commas between them.
+    #[arg(long, env = "TOOLWARD_ISSUER_NETWORKS", value_delimiter = ',')]
+    issuer_networks: Vec<String>,
     /// DNS domain of the cluster.
     #[arg(long, env = "TOOLWARD_CLUSTER_DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
@@ -52,6 +60,8 @@ async fn main() -> anyhow::Result<()> {
         sidecar_image,
         sidecar_image_pull_policy,
         allow_anonymous,
+        allowed_issuers,
+        issuer_networks,
         cluster_domain,
         namespace,
         service_account,
@@ -79,6 +89,8 @@ async fn main() -> anyhow::Result<()> {
             pull_policy: sidecar_image_pull_policy,
         },
         allow_anonymous,
+        allowed_issuers: given(allowed_issuers),
+        issuer_networks: given(issuer_networks),
         cluster_domain,
         account: Key::new(&namespace, &service_account),
     };
@@ -106,4 +118,9 @@ async fn main() -> anyhow::Result<()> {
     };
     operator.run(stop).await;
     Ok(())
+}
+
+/// An empty variable has one empty item.
+fn given(list: Vec<String>) -> Vec<String> {
+    list.into_iter().filter(|item| !item.is_empty()).collect()
 }

@@ -24,7 +24,7 @@ pub const INSTALL_CONTAINER: &str = "toolward-install";
 
 /// Port of the MCP endpoint in the pod.
 pub const MCP_PORT: i32 = 9440;
-/// Port of health, metrics and `/status` in the pod.
+/// Port of health, metrics, `/status` and `/identity` in the pod.
 pub const ADMIN_PORT: u16 = 9441;
 /// Port in the pod on which sidecars of one server speak to each other.
 pub const PEER_PORT: i32 = 9442;
@@ -32,6 +32,11 @@ pub const PEER_PORT: i32 = 9442;
 /// Name of the ConfigMap that holds a server's bundle.
 pub fn config_map_name(server: &str) -> String {
     format!("{server}-toolward")
+}
+
+/// Name of the ConfigMap that holds the public keys of a server's sidecars.
+pub fn identity_map_name(server: &str) -> String {
+    format!("{server}-toolward-identity")
 }
 
 /// The audience of the operator's tokens for one server's admin port.

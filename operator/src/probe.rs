@@ -1,5 +1,5 @@
-//! Asks a sidecar for its status. Pods are untrusted peers: the answer has a
-//! deadline and a greatest size.
+//! Asks a sidecar for its status, and for its key. Pods are untrusted peers: an
+//! answer has a deadline and a greatest size.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -8,10 +8,13 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use policy::report::Report;
+use sealed::{NONCE_HEADER, Nonce, PUBLIC_KEY_HEADER, PublicKey, Sealed};
 use tokio::net::TcpStream;
 
 const TIMEOUT: Duration = Duration::from_secs(1);
-const MAX_BYTES: usize = 1024 * 1024;
+/// Largest status, and largest sealed answer.
+const MAX_STATUS: usize = 1024 * 1024;
+const MAX_SEALED: usize = 32 * 1024;
 
 /// Why a sidecar did not tell its status.
 #[derive(Debug, thiserror::Error)]
@@ -34,8 +37,8 @@ pub enum ProbeError {
     /// The body is too large or breaks off.
     #[error("sends a body that cannot be read: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
-    /// The body is not a report.
-    #[error("sends no report: {0}")]
+    /// The body is not what was asked for; where it stops being that.
+    #[error("sends what was not asked for, at line {}, column {}", .0.line(), .0.column())]
     Json(#[from] serde_json::Error),
 }
 
@@ -56,27 +59,62 @@ impl ProbeError {
 /// # Errors
 /// See [`ProbeError`].
 pub async fn report(address: SocketAddr, token: &str) -> Result<Report, ProbeError> {
-    let answer = tokio::time::timeout(TIMEOUT, ask(address, token)).await;
+    let body = get(address, "/status", token, &[], MAX_STATUS).await?;
+    Ok(serde_json::from_slice(&body)?)
+}
+
+/// The key of the sidecar at an address, sealed to `key`.
+///
+/// # Errors
+/// See [`ProbeError`].
+pub async fn sealed(
+    address: SocketAddr,
+    token: &str,
+    key: &PublicKey,
+    nonce: &Nonce,
+) -> Result<Sealed, ProbeError> {
+    let headers = [
+        (PUBLIC_KEY_HEADER, key.point_text()),
+        (NONCE_HEADER, nonce.text()),
+    ];
+    let body = get(address, sealed::PATH, token, &headers, MAX_SEALED).await?;
+    Ok(serde_json::from_slice(&body)?)
+}
+
+async fn get(
+    address: SocketAddr,
+    path: &str,
+    token: &str,
+    headers: &[(&str, String)],
+    max: usize,
+) -> Result<Bytes, ProbeError> {
+    let answer = tokio::time::timeout(TIMEOUT, ask(address, path, token, headers, max)).await;
     answer.unwrap_or(Err(ProbeError::Timeout))
 }
 
-async fn ask(address: SocketAddr, token: &str) -> Result<Report, ProbeError> {
+async fn ask(
+    address: SocketAddr,
+    path: &str,
+    token: &str,
+    headers: &[(&str, String)],
+    max: usize,
+) -> Result<Bytes, ProbeError> {
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get("/status")
+    let mut request = Request::get(path)
         .header(header::HOST, address.to_string())
-        .header(header::AUTHORIZATION, format!("Bearer {token}"))
-        .body(Empty::<Bytes>::new())?;
+        .header(header::AUTHORIZATION, format!("Bearer {token}"));
+    for (name, value) in headers {
+        request = request.header(*name, value);
+    }
+    let request = request.body(Empty::<Bytes>::new())?;
     let exchange = async {
         let response = sender.send_request(request).await?;
         if response.status() != StatusCode::OK {
             return Err(ProbeError::Refused(response.status()));
         }
-        let body = Limited::new(response.into_body(), MAX_BYTES)
-            .collect()
-            .await;
-        let body = body.map_err(ProbeError::Body)?.to_bytes();
-        Ok(serde_json::from_slice(&body)?)
+        let body = Limited::new(response.into_body(), max).collect().await;
+        Ok(body.map_err(ProbeError::Body)?.to_bytes())
     };
     tokio::pin!(exchange);
     tokio::select! {

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::ResourceExt;
 use policy::peers::{self, Peers, PeersError, Replica};
 
-use crate::status::pod::is_finished;
+use crate::status::pod::{is_finished, sidecar_is_down};
 
 /// The shortest time between two changes of a list, and so much more for each
 /// replica in it: at most 50 pods a second are told.
@@ -73,10 +73,11 @@ fn text(map: &ConfigMap) -> Option<&str> {
     Some(map.data.as_ref()?.get(peers::FILE)?.as_str())
 }
 
-/// A pod with an address. One that is about to end still has its sessions.
+/// A pod with an address. One that is about to end still has its sessions; one
+/// whose sidecar is down has none, and its peer port may be another's.
 fn replica(pod: &Pod) -> Option<Replica> {
     let address = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
-    (!is_finished(pod)).then(|| Replica {
+    (!is_finished(pod) && !sidecar_is_down(pod)).then(|| Replica {
         name: pod.name_any(),
         address,
     })

@@ -5,6 +5,7 @@
 //! - What is not the server's own is not touched.
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -23,14 +24,15 @@ use crate::{
     apply::{Child, Found, Last, apply, find},
     board::{Board, Wanted},
     delivery::{self, Delivery},
-    desired::{Owner, config_map, deployment, service},
+    desired::{Owner, config_map, deployment, identity_map, service},
     entry::Entry,
     error::Error,
     events::{Events, news},
+    identity::Published,
     metrics::Metrics,
-    names::{Key, config_map_name},
+    names::{Key, config_map_name, identity_map_name},
     replicas::Replicas,
-    status::{Stamp, server as status},
+    status::{Stamp, pod::is_finished, server as status},
     workers::{Next, Reconcile, Workers},
     world::World,
     writer::{LastStatus, Written, write},
@@ -64,6 +66,7 @@ pub struct Servers {
 pub struct Memory {
     service: Last<Service>,
     config_map: Last<ConfigMap>,
+    identity: Last<ConfigMap>,
     deployment: Last<Deployment>,
     replicas: Replicas,
     status: LastStatus,
@@ -145,7 +148,9 @@ impl Servers {
             uid: entry.meta.uid.clone().unwrap_or_default(),
         };
         let map_name = config_map_name(&key.name);
-        let (services, deployments, maps) = futures::join!(
+        let server = entry.decoded.as_ref().ok();
+        let is_told = server.is_some_and(|server| server.spec.identity.is_some());
+        let (services, deployments, maps, keys) = futures::join!(
             find(client, &world.services, &owner, &key.name, &memory.service),
             find(
                 client,
@@ -161,25 +166,32 @@ impl Servers {
                 &map_name,
                 &memory.config_map
             ),
+            self.find_keys(&owner, is_told, &memory.identity),
         );
         let mut outcome = Outcome::default();
         let services = outcome.note(services);
         let deployments = outcome.note(deployments);
         let maps = outcome.note(maps);
+        let keys = outcome.note(keys).flatten();
         outcome.taken = taken(services.as_ref())
             .or_else(|| taken(deployments.as_ref()))
-            .or_else(|| taken(maps.as_ref()));
-        let server = entry.decoded.as_ref().ok();
+            .or_else(|| taken(maps.as_ref()))
+            .or_else(|| taken(keys.as_ref().filter(|_| is_told)));
         // Where the name is not free, only the bundle of what is there is kept up.
         let may_write = outcome.taken.is_none() && server.is_some();
 
         // The Service comes first: the bundle has its address.
-        let wanted = may_write.then(|| service(&owner));
+        let wanted = server.filter(|_| may_write);
+        let wanted = wanted.map(|server| service(&owner, server));
         let service = self
             .ensure(services, wanted, &mut memory.service, &mut outcome)
             .await;
         let addresses = service.map(|s| cluster_ips(&s)).unwrap_or_default();
         self.compile(key, entry, &addresses, &mut outcome);
+        let asked = may_write.then_some(is_told);
+        let published = self
+            .publish(&owner, keys, asked, &mut memory.identity, &mut outcome)
+            .await;
         let there = maps.as_ref().is_some_and(|maps| maps.ours().is_some());
         let wanted = if may_write || there {
             let before = maps.as_ref().and_then(|maps| maps.ours());
@@ -203,6 +215,7 @@ impl Servers {
             let wanted = Wanted {
                 bundle: bundle::hash(bundle.as_bytes()),
                 peers: bundle::hash(peers.as_bytes()),
+                identity: published.filter(|_| is_told),
             };
             outcome.wanted = Some(wanted.bundle.clone());
             let map = Some(config_map(&owner, bundle, peers));
@@ -220,6 +233,53 @@ impl Servers {
             .ensure(deployments, wanted, &mut memory.deployment, &mut outcome)
             .await;
         outcome
+    }
+
+    /// The ConfigMap of public keys. Where none is asked for, one that the watch
+    /// does not tell of is not looked for.
+    async fn find_keys(
+        &self,
+        owner: &Owner,
+        is_told: bool,
+        last: &Last<ConfigMap>,
+    ) -> Result<Option<Found<ConfigMap>>, Error> {
+        let (table, name) = (&self.world.config_maps, identity_map_name(&owner.name));
+        if !is_told && table.get(&Key::new(&owner.namespace, &name)).is_none() {
+            return Ok(None);
+        }
+        let found = find(&self.client, table, owner, &name, last).await?;
+        Ok(Some(found))
+    }
+
+    /// Publishes the keys of the sidecars that there are, or none where none is
+    /// asked for; gives the thumbprints of those that are published then. `asked`
+    /// is none where nothing may be written.
+    async fn publish(
+        &self,
+        owner: &Owner,
+        found: Option<Found<ConfigMap>>,
+        asked: Option<bool>,
+        last: &mut Last<ConfigMap>,
+        outcome: &mut Outcome,
+    ) -> Option<BTreeSet<String>> {
+        let before = found.as_ref()?.ours().map(|map| Published::of(map));
+        let key = Key::new(&owner.namespace, &owner.name);
+        let pods = self.world.pods.group(&key);
+        let pods = pods.iter().filter(|pod| !is_finished(pod));
+        let pods: BTreeSet<_> = pods.filter_map(|pod| pod.metadata.uid.clone()).collect();
+        let wanted = match asked {
+            Some(true) => {
+                let newer = self.board.keys(&key, &pods);
+                Some(before.unwrap_or_default().updated(newer, &pods))
+            }
+            Some(false) if before.is_some() => Some(Published::default()),
+            _ => None,
+        };
+        let data = wanted.map(|keys| keys.data()).transpose();
+        let data = outcome.note(data.map_err(Error::from)).flatten();
+        let map = data.map(|data| identity_map(owner, data));
+        let map = self.ensure(found, map, last, outcome).await?;
+        Some(Published::of(&map).kids())
     }
 
     /// Makes an object what it is to be, where it may be written to.
@@ -321,6 +381,7 @@ impl Servers {
             policies: outcome.policies,
             wanted: outcome.wanted.as_deref(),
             limits: bundle.is_some_and(|bundle| !bundle.limits.is_empty()),
+            anonymous: bundle.is_some_and(|bundle| bundle.authentication.anonymous),
             deployment: outcome.deployment.as_deref(),
             pods: pods.iter().map(|pod| &**pod).collect(),
             sights: &sights,

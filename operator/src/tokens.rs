@@ -1,5 +1,5 @@
 //! Tokens of the operator's own service account for the admin ports of
-//! sidecars: one audience per server, so that no server can use what it was
+//! sidecars: audiences of one server each, so that no server can use what it was
 //! shown elsewhere.
 
 use std::{
@@ -29,11 +29,14 @@ const USE: Duration = Duration::from_secs(2700);
 /// everything must not make the operator ask for a token each time.
 const KEEP: Duration = Duration::from_secs(60);
 
+/// Tokens by server and audience, with the time since when they are used.
+type Cache = HashMap<(Key, String), (String, Instant)>;
+
 /// Tokens by server.
 pub struct Tokens {
     client: Client,
     account: Key,
-    cache: Mutex<HashMap<Key, (String, Instant)>>,
+    cache: Mutex<Cache>,
 }
 
 impl Tokens {
@@ -52,43 +55,58 @@ impl Tokens {
         format!("system:serviceaccount:{namespace}:{name}")
     }
 
-    /// A token for the admin port of a server.
+    /// A token for the status of a server's sidecars.
     ///
     /// # Errors
     /// What the API server answers.
     pub async fn get(&self, server: &Key) -> Result<String, Error> {
-        let known = self.locked(|cache| cache.get(server).cloned());
+        self.get_for(server, &admin_audience(server)).await
+    }
+
+    /// A token for another audience of a server.
+    ///
+    /// # Errors
+    /// What the API server answers.
+    pub async fn get_for(&self, server: &Key, audience: &str) -> Result<String, Error> {
+        let of = (server.clone(), audience.to_owned());
+        let known = self.locked(|cache| cache.get(&of).cloned());
         if let Some((token, since)) = known
             && since.elapsed() < USE
         {
             return Ok(token);
         }
-        let token = self.request(server).await?;
+        let token = self.request(audience).await?;
         let entry = (token.clone(), Instant::now());
-        self.locked(|cache| cache.insert(server.clone(), entry));
+        self.locked(|cache| cache.insert(of, entry));
         Ok(token)
     }
 
-    /// A pod refused the token.
+    /// A pod refused the token for its status.
     pub fn refused(&self, server: &Key) {
+        self.refused_for(server, &admin_audience(server));
+    }
+
+    /// A pod refused the token for this audience.
+    pub fn refused_for(&self, server: &Key, audience: &str) {
+        let of = (server.clone(), audience.to_owned());
         self.locked(|cache| {
-            if cache.get(server).is_some_and(|(_, s)| s.elapsed() > KEEP) {
-                cache.remove(server);
+            if cache.get(&of).is_some_and(|(_, s)| s.elapsed() > KEEP) {
+                cache.remove(&of);
             }
         });
     }
 
     /// The server is gone.
     pub fn forget(&self, server: &Key) {
-        self.locked(|cache| cache.remove(server));
+        self.locked(|cache| cache.retain(|(of, _), _| of != server));
     }
 
-    async fn request(&self, server: &Key) -> Result<String, Error> {
+    async fn request(&self, audience: &str) -> Result<String, Error> {
         let Key { namespace, name } = &self.account;
         let request = TokenRequest {
             metadata: ObjectMeta::default(),
             spec: TokenRequestSpec {
-                audiences: vec![admin_audience(server)],
+                audiences: vec![audience.to_owned()],
                 expiration_seconds: i64::try_from(LIFETIME.as_secs()).ok(),
                 ..TokenRequestSpec::default()
             },
@@ -104,7 +122,7 @@ impl Tokens {
         Ok(answer.status.map(|status| status.token).unwrap_or_default())
     }
 
-    fn locked<T>(&self, f: impl FnOnce(&mut HashMap<Key, (String, Instant)>) -> T) -> T {
+    fn locked<T>(&self, f: impl FnOnce(&mut Cache) -> T) -> T {
         f(&mut self.cache.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -8,7 +8,7 @@ use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Pod, Service},
 };
-use policy::{Bundle, Compiled, Context, PolicySource, bundle::Issuer};
+use policy::{AllowedIssuers, Bundle, Compiled, Context, PolicySource, bundle::Issuer};
 
 use crate::{
     Settings,
@@ -86,6 +86,7 @@ impl World {
         let sources: Vec<_> = policies.iter().map(|entry| source(entry)).collect();
         let uid = server.metadata.uid.as_deref();
         let mut context = self.context(key, uid, cluster_ips);
+        context.default_url = default_url(key, server.spec.tls.is_some());
         context
             .hosts
             .extend(server.spec.url.as_deref().and_then(host));
@@ -116,14 +117,23 @@ impl World {
         hosts.extend_from_slice(cluster_ips);
         let issuer: Option<Issuer> = self.issuer.borrow().as_deref().cloned();
         Context {
-            default_url: format!("http://{name}.{namespace}.svc/mcp"),
+            default_url: default_url(key, false),
             hosts,
-            issuers: issuer.into_iter().collect(),
+            cluster: issuer,
+            dev: None,
+            issuers: AllowedIssuers::Listed(self.settings.allowed_issuers.clone()),
+            networks: self.settings.issuer_networks.clone(),
             operator: Some(self.operator.clone()),
             uid: uid.map(str::to_owned),
             allow_anonymous: self.settings.allow_anonymous,
         }
     }
+}
+
+/// The URL of a server that names none: that of its Service.
+fn default_url(Key { namespace, name }: &Key, is_tls: bool) -> String {
+    let scheme = if is_tls { "https" } else { "http" };
+    format!("{scheme}://{name}.{namespace}.svc/mcp")
 }
 
 fn source(entry: &Entry<McpToolPolicy>) -> PolicySource<'_> {

@@ -105,6 +105,40 @@ async fn a_server_becomes_what_runs_and_then_nothing_is_written() {
     assert_eq!(fake.writes(), [""; 0]);
 }
 
+#[tokio::test]
+async fn with_tls_all_that_callers_are_told_is_https() {
+    let fake = Fake::new();
+    fake.put("mcpservers", server("orders"));
+    let mut memory = Default::default();
+    for (tls, url, port) in [
+        (None, "http://orders.shop.svc/mcp", 80),
+        (Some("orders-tls"), "https://orders.shop.svc/mcp", 443),
+        (None, "http://orders.shop.svc/mcp", 80),
+    ] {
+        fake.change("mcpservers", "orders", |server| {
+            let spec = server["spec"].as_object_mut().unwrap();
+            spec.remove("tls");
+            spec.extend(tls.map(|name| ("tls".to_owned(), json!({"secretName": name}))));
+        });
+        let servers = fake.servers();
+        let done = servers.reconcile(&Fake::key("orders"), &mut memory).await;
+        done.unwrap();
+        let (bundle, service) = (bundle(&fake), fake.get("services", "orders").unwrap());
+        assert_eq!(
+            (&bundle["url"], &bundle["audience"]),
+            (&json!(url), &json!(url))
+        );
+        let ports = service["spec"]["ports"].as_array().unwrap();
+        let ports: Vec<_> = ports.iter().map(|port| &port["port"]).collect();
+        assert_eq!(ports, [&json!(port)]);
+        let status = fake.get("mcpservers", "orders").unwrap()["status"].clone();
+        assert_eq!(
+            (&status["url"], &status["audience"]),
+            (&json!(url), &json!(url))
+        );
+    }
+}
+
 /// A pod, as Kubernetes makes it for the Deployment of `orders`.
 fn pod(name: &str, ip: &str, more: Value) -> Value {
     let mut pod = json!({
@@ -178,7 +212,7 @@ async fn a_bundle_is_written_in_a_version_that_running_sidecars_read() {
         report.bundle.reads = reads;
         let sight = operator::board::Sight {
             report: Some(report),
-            error: None,
+            ..Default::default()
         };
         servers
             .board

@@ -7,6 +7,7 @@
 
 mod v1;
 
+use crds::SigningAlgorithm;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -44,8 +45,17 @@ pub struct Bundle {
     /// they are to each other; without it they do not speak to each other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer_audience: Option<String>,
+    /// The cluster's own issuer, by whose tokens the operator and other replicas
+    /// prove who they are. That callers may use its tokens is said by
+    /// [`Authentication::issuers`] alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Issuer>,
     /// Whether a token is needed, and who may issue it.
     pub authentication: Authentication,
+    /// Whether the server is told who calls, by an assertion whose `iss` and
+    /// `aud` are [`Bundle::url`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub identity: bool,
     /// Set where the configuration is not valid: everything is denied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deny_all: Option<String>,
@@ -71,11 +81,16 @@ pub struct ServerRef {
 pub struct Authentication {
     /// Whether callers without a token are let in, as nobody.
     pub anonymous: bool,
-    /// Issuers whose tokens are accepted.
+    /// Issuers whose tokens are accepted. No two have the same name or URL.
     pub issuers: Vec<Issuer>,
+    /// A token that is valid for longer than this is refused.
+    pub max_token_lifetime_seconds: u64,
+    /// Networks (CIDR) beside the public internet in which issuers may be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<String>,
 }
 
-/// An issuer of tokens, with its keys.
+/// An issuer of tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Issuer {
@@ -86,8 +101,81 @@ pub struct Issuer {
     /// Whether subjects are service accounts of this cluster.
     #[serde(default)]
     pub service_accounts: bool,
-    /// JSON Web Key Set (RFC 7517) with public keys only.
-    pub jwks: serde_json::Value,
+    /// Where its keys come from.
+    pub keys: KeySource,
+    /// Which claims say who calls.
+    #[serde(default)]
+    pub claims: Claims,
+    /// What `typ` may say.
+    #[serde(default)]
+    pub types: Types,
+    /// Algorithms of its signatures; a key's own `alg` narrows them.
+    pub algorithms: Vec<SigningAlgorithm>,
+}
+
+/// Where the keys of an issuer come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum KeySource {
+    /// They are here: a JSON Web Key Set (RFC 7517) with public keys only.
+    Inline(serde_json::Value),
+    /// The sidecar fetches them.
+    Remote(Remote),
+}
+
+/// Keys that the sidecar fetches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Remote {
+    /// URL of the key set; none: what the issuer's metadata says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks_uri: Option<String>,
+    /// Whether only the authorities in the sidecar's file of the issuer's name
+    /// are trusted for TLS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub private_ca: bool,
+    /// How long keys are used that cannot be read anew.
+    pub max_age_seconds: u64,
+}
+
+/// Which claims say who calls; see `McpServer`. None: the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claims {
+    /// The user; default `sub`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The agent; default `act.sub`, `azp`, `client_id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
+    /// Groups; default `groups`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<String>,
+    /// Scopes; default `scope`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scopes: Option<String>,
+}
+
+/// What `typ` of an issuer's tokens may say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Types {
+    /// `at+jwt` (RFC 9068).
+    pub access_token: bool,
+    /// `JWT`.
+    pub jwt: bool,
+    /// Nothing, as the cluster's issuer does.
+    pub none: bool,
+}
+
+impl Default for Types {
+    fn default() -> Self {
+        Self {
+            access_token: true,
+            jwt: false,
+            none: false,
+        }
+    }
 }
 
 /// What a rule does.
@@ -128,22 +216,32 @@ pub struct Rule {
 pub enum Subject {
     /// Everyone who is let in.
     Everyone,
-    /// Callers that fit every list that is not empty; at least one is not.
-    Match {
-        /// Service accounts as `namespace/name`.
-        #[serde(
-            default,
-            rename = "serviceAccounts",
-            skip_serializing_if = "Vec::is_empty"
-        )]
-        service_accounts: Vec<String>,
-        /// Users.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        users: Vec<String>,
-        /// Groups; one suffices.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        groups: Vec<String>,
-    },
+    /// Callers that fit everything that is there; something is.
+    Match(Match),
+}
+
+/// Callers that fit the issuer and every list that is not empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Match {
+    /// Name of the issuer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// Service accounts as `namespace/name`, or `namespace/*`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub service_accounts: Vec<String>,
+    /// Users.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<String>,
+    /// Agents.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agents: Vec<String>,
+    /// Groups; one suffices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// Scopes; all are needed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scopes: Vec<String>,
 }
 
 /// A compiled limit.
@@ -178,6 +276,48 @@ pub enum BundleError {
     /// It is not what it should be.
     #[error("the bundle cannot be read: {0}")]
     Json(#[from] serde_json::Error),
+}
+
+/// A token may be valid for as long as this where the server does not say.
+pub const DEFAULT_LIFETIME_SECONDS: u64 = 3600;
+
+/// What is taken where an issuer does not say (RFC 8725 §3.1).
+pub const DEFAULT_ALGORITHMS: [SigningAlgorithm; 4] = [
+    SigningAlgorithm::RS256,
+    SigningAlgorithm::PS256,
+    SigningAlgorithm::ES256,
+    SigningAlgorithm::EdDSA,
+];
+
+impl Issuer {
+    /// An issuer whose keys are here; of its tokens, `typ` is `at+jwt`, `JWT` or
+    /// nothing, as the cluster's issuer and `run --dev-token` make them.
+    pub fn inline(name: &str, issuer: &str, jwks: serde_json::Value) -> Self {
+        Self {
+            name: name.to_owned(),
+            issuer: issuer.to_owned(),
+            service_accounts: false,
+            keys: KeySource::Inline(jwks),
+            claims: Claims::default(),
+            types: Types {
+                access_token: true,
+                jwt: true,
+                none: true,
+            },
+            algorithms: DEFAULT_ALGORITHMS.to_vec(),
+        }
+    }
+
+    /// The cluster's own issuer: its subjects are service accounts. It signs with
+    /// what its key is: RSA with RS256, an elliptic curve with ES256 or ES384.
+    pub fn cluster(issuer: &str, jwks: serde_json::Value) -> Self {
+        use SigningAlgorithm::{ES256, ES384, RS256};
+        Self {
+            service_accounts: true,
+            algorithms: vec![RS256, ES256, ES384],
+            ..Self::inline(crds::CLUSTER_ISSUER, issuer, jwks)
+        }
+    }
 }
 
 impl Bundle {

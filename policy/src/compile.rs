@@ -2,11 +2,14 @@
 
 use std::fmt;
 
-use crds::{AuthenticationMode, McpServer, McpToolPolicy, Reason};
+use crds::{AuthenticationMode, CLUSTER_ISSUER, McpServer, McpToolPolicy, Reason, TokenType};
 
 use crate::{
     Glob, UriGlob,
-    bundle::{self, Authentication, Bundle, Effect, Issuer, Limit, Rule, ServerRef, Subject},
+    bundle::{
+        self, Authentication, Bundle, Claims, DEFAULT_ALGORITHMS, DEFAULT_LIFETIME_SECONDS, Effect,
+        Issuer, KeySource, Limit, Match, Remote, Rule, ServerRef, Subject, Types,
+    },
     peers, uri,
 };
 
@@ -20,14 +23,101 @@ pub struct Context {
     pub default_url: String,
     /// Names under which the server may be called, beside that of its URL.
     pub hosts: Vec<String>,
-    /// Issuers whose tokens are accepted.
-    pub issuers: Vec<Issuer>,
+    /// The cluster's own issuer, where there is a cluster.
+    pub cluster: Option<Issuer>,
+    /// An issuer beside those that a server names: that of `run --dev-token`.
+    pub dev: Option<Issuer>,
+    /// Which issuers a server may name beside the cluster's.
+    pub issuers: AllowedIssuers,
+    /// Networks (CIDR) beside the public internet in which issuers may be.
+    pub networks: Vec<String>,
     /// `sub` of the operator's own tokens.
     pub operator: Option<String>,
     /// uid of the `McpServer`, where it is one of a cluster.
     pub uid: Option<String>,
     /// Whether a server may ask for `Anonymous`.
     pub allow_anonymous: bool,
+}
+
+/// Which issuers a server may name beside the cluster's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AllowedIssuers {
+    /// Those whose URL is one of these, or begins with what stands before a `*`
+    /// at the end of one of these: nothing (any URL), or all of scheme and
+    /// authority with the slash after it. URLs are https only.
+    Listed(Vec<String>),
+    /// Any, also http ones on a loopback address: outside of a cluster.
+    Any,
+}
+
+impl Default for AllowedIssuers {
+    fn default() -> Self {
+        Self::Listed(Vec::new())
+    }
+}
+
+impl AllowedIssuers {
+    /// # Errors
+    /// What is wrong with the URL.
+    fn check(&self, url: &str) -> Result<(), String> {
+        let is_plain = url.starts_with("http:");
+        if has_dots(url) {
+            return Err(format!("{url}: write the path without . and .."));
+        }
+        match self {
+            Self::Any if is_plain && !is_loopback(url) => Err(format!(
+                "{url}: keys are fetched by https; http is accepted for a loopback address only"
+            )),
+            Self::Any => Ok(()),
+            Self::Listed(_) if is_plain => Err(format!("{url}: keys are fetched by https only")),
+            Self::Listed(_) => Ok(()),
+        }
+    }
+
+    fn allows(&self, url: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Listed(list) => list.iter().any(|allowed| match allowed.strip_suffix('*') {
+                Some("") => true,
+                Some(start) => origin_ends(start) && url.starts_with(start),
+                None => url == allowed,
+            }),
+        }
+    }
+}
+
+/// Whether a URL's beginning has its whole authority: a longer one is another's.
+fn origin_ends(start: &str) -> bool {
+    let rest = start.split_once("://").map(|(_, rest)| rest);
+    rest.is_some_and(|rest| rest.contains('/'))
+}
+
+/// Whether a path has segments that lead elsewhere (RFC 3986 §5.2.4).
+fn has_dots(url: &str) -> bool {
+    let path = url.split(['?', '#']).next().unwrap_or_default();
+    let plain = path.to_ascii_lowercase().replace("%2e", ".");
+    plain
+        .split(['/', '\\'])
+        .any(|part| matches!(part, "." | ".."))
+}
+
+/// Scheme and authority of a URL.
+fn origin(url: &str) -> (&str, &str) {
+    let (scheme, rest) = url.split_once("://").unwrap_or_default();
+    (
+        scheme,
+        rest.split(['/', '?', '#']).next().unwrap_or_default(),
+    )
+}
+
+/// Whether the host of a URL is a loopback name.
+fn is_loopback(url: &str) -> bool {
+    let (_, authority) = origin(url);
+    let host = match authority.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    matches!(host, "localhost" | "127.0.0.1" | "::1")
 }
 
 /// A policy that targets the server.
@@ -142,7 +232,14 @@ fn deny(bundle: Bundle, why: &str) -> Bundle {
 fn base(server: ServerRef, url: String, audience: String, context: &Context) -> Bundle {
     let authentication = Authentication {
         anonymous: false,
-        issuers: context.issuers.clone(),
+        issuers: context
+            .cluster
+            .iter()
+            .chain(&context.dev)
+            .cloned()
+            .collect(),
+        max_token_lifetime_seconds: DEFAULT_LIFETIME_SECONDS,
+        networks: Vec::new(),
     };
     let (operator, mut hosts) = (context.operator.clone(), context.hosts.clone());
     hosts.sort();
@@ -155,7 +252,9 @@ fn base(server: ServerRef, url: String, audience: String, context: &Context) -> 
         hosts,
         operator,
         peer_audience: context.uid.as_deref().map(peers::audience),
+        cluster: context.cluster.clone(),
         authentication,
+        identity: false,
         deny_all: None,
         rules: Vec::new(),
         limits: Vec::new(),
@@ -201,15 +300,148 @@ fn skeleton(server: &McpServer, context: &Context, diagnostics: &mut Vec<Diagnos
             "Anonymous is not allowed on this cluster: ask a platform team for the chart value allowAnonymous, or use Required",
         );
     }
+    let issuers = issuers(&spec.authentication, context, &mut wrong);
     let metadata = &server.metadata;
     let namespace = metadata.namespace.clone().unwrap_or_default();
     let server = ServerRef {
         namespace,
         name: metadata.name.clone().unwrap_or_default(),
     };
-    let mut bundle = base(server, url, audience, context);
-    bundle.authentication.anonymous = anonymous;
-    bundle
+    let lifetime = spec.authentication.max_token_lifetime.get().as_secs();
+    let is_remote = |issuer: &Issuer| matches!(issuer.keys, KeySource::Remote(_));
+    let networks = match issuers.iter().any(is_remote) {
+        true => context.networks.clone(),
+        false => Vec::new(),
+    };
+    let authentication = Authentication {
+        anonymous,
+        issuers,
+        max_token_lifetime_seconds: lifetime,
+        networks,
+    };
+    Bundle {
+        authentication,
+        identity: spec.identity.is_some(),
+        ..base(server, url, audience, context)
+    }
+}
+
+/// The issuers of a server; what is wrong with them goes to `wrong`.
+fn issuers(
+    authentication: &crds::Authentication,
+    context: &Context,
+    wrong: &mut impl FnMut(&str, Reason, &str),
+) -> Vec<Issuer> {
+    let Some(asked) = &authentication.issuers else {
+        return context
+            .cluster
+            .iter()
+            .chain(&context.dev)
+            .cloned()
+            .collect();
+    };
+    let mut issuers: Vec<Issuer> = Vec::new();
+    for (index, issuer) in asked.iter().enumerate() {
+        let path = format!("spec.authentication.issuers[{index}]");
+        match issuer_of(issuer, context) {
+            Ok(issuer)
+                if context
+                    .dev
+                    .as_ref()
+                    .is_some_and(|dev| dev.name == issuer.name) =>
+            {
+                wrong(
+                    &format!("{path}.name"),
+                    Reason::ServerInvalid,
+                    "this is the name of the issuer of --dev-token: give it another one",
+                )
+            }
+            Ok(issuer) if issuers.iter().any(|other| other.issuer == issuer.issuer) => wrong(
+                &format!("{path}.issuer"),
+                Reason::ServerInvalid,
+                "another issuer of this server has the same URL: write each once",
+            ),
+            Ok(issuer) => issuers.push(issuer),
+            Err((field, reason, message)) => wrong(&format!("{path}{field}"), reason, &message),
+        }
+    }
+    issuers.extend(context.dev.clone());
+    issuers
+}
+
+fn issuer_of(
+    asked: &crds::Issuer,
+    context: &Context,
+) -> Result<Issuer, (&'static str, Reason, String)> {
+    let crds::Issuer {
+        name,
+        issuer,
+        jwks_uri,
+        claims,
+        token_types,
+        algorithms,
+        ca_secret_ref,
+        max_key_age,
+    } = asked;
+    let Some(url) = issuer.as_ref().filter(|_| **name != *CLUSTER_ISSUER) else {
+        let cluster = context.cluster.clone().ok_or_else(|| {
+            let message = "there is no cluster here, so it has no issuer: name another one";
+            (".name", Reason::ServerInvalid, message.to_owned())
+        });
+        return cluster;
+    };
+    let invalid = |field| move |message| (field, Reason::ServerInvalid, message);
+    context.issuers.check(url).map_err(invalid(".issuer"))?;
+    if let Some(uri) = jwks_uri {
+        context.issuers.check(uri).map_err(invalid(".jwksUri"))?;
+    }
+    let not_allowed = |url: &str| {
+        format!(
+            "{url} is not allowed on this cluster: ask a platform team to add it to the chart value allowedIssuers"
+        )
+    };
+    if !context.issuers.allows(url) {
+        return Err((".issuer", Reason::IssuerNotAllowed, not_allowed(url)));
+    }
+    // Whoever chooses the keys is the issuer, and on one host there may be others.
+    let below = format!("{}/", url.trim_end_matches('/'));
+    if let Some(uri) = jwks_uri
+        && !uri.starts_with(&below)
+        && !context.issuers.allows(uri)
+    {
+        return Err((".jwksUri", Reason::IssuerNotAllowed, not_allowed(uri)));
+    }
+    let has = |type_| {
+        token_types
+            .as_ref()
+            .is_some_and(|types| types.contains(&type_))
+    };
+    let claims = claims.clone().unwrap_or_default();
+    let path = |path: Option<crds::ClaimPath>| path.map(|path| path.to_string());
+    Ok(Issuer {
+        name: name.to_string(),
+        issuer: url.to_string(),
+        service_accounts: false,
+        keys: KeySource::Remote(Remote {
+            jwks_uri: jwks_uri.as_ref().map(ToString::to_string),
+            private_ca: ca_secret_ref.is_some(),
+            max_age_seconds: max_key_age.get().as_secs(),
+        }),
+        claims: Claims {
+            user: path(claims.user),
+            agent: path(claims.agent),
+            groups: path(claims.groups),
+            scopes: path(claims.scopes),
+        },
+        types: Types {
+            access_token: token_types.is_none() || has(TokenType::AccessToken),
+            jwt: has(TokenType::Jwt),
+            none: has(TokenType::Jwt),
+        },
+        algorithms: algorithms
+            .clone()
+            .unwrap_or_else(|| DEFAULT_ALGORITHMS.to_vec()),
+    })
 }
 
 fn add(
@@ -300,19 +532,27 @@ fn strings<T: ToString>(list: impl IntoIterator<Item = T>) -> impl Iterator<Item
 
 fn subject_of(subject: &crds::Subject, bundle: &Bundle) -> Result<Subject, String> {
     let crds::Subject {
+        issuer,
         service_accounts,
         users,
+        agents,
         groups,
+        scopes,
         everyone,
     } = subject;
-    let service_accounts: Vec<_> = strings(service_accounts.iter().flatten()).collect();
-    let users: Vec<_> = strings(users.iter().flatten()).collect();
-    let groups: Vec<_> = strings(groups.iter().flatten()).collect();
     if *everyone == Some(true) {
         return Ok(Subject::Everyone);
     }
-    if service_accounts.is_empty() && users.is_empty() && groups.is_empty() {
-        return Err("names no caller: write serviceAccounts, users, groups or everyone".into());
+    let callers = Match {
+        issuer: issuer.as_ref().map(ToString::to_string),
+        service_accounts: strings(service_accounts.iter().flatten()).collect(),
+        users: strings(users.iter().flatten()).collect(),
+        agents: strings(agents.iter().flatten()).collect(),
+        groups: strings(groups.iter().flatten()).collect(),
+        scopes: strings(scopes.iter().flatten()).collect(),
+    };
+    if callers == Match::default() {
+        return Err("names no caller: write issuer, serviceAccounts, users, agents, groups, scopes or everyone".into());
     }
     let authentication = &bundle.authentication;
     if authentication.anonymous {
@@ -321,19 +561,40 @@ fn subject_of(subject: &crds::Subject, bundle: &Bundle) -> Result<Subject, Strin
             bundle.server.name
         ));
     }
-    if !service_accounts.is_empty()
-        && !authentication
-            .issuers
-            .iter()
-            .any(|issuer| issuer.service_accounts)
-    {
-        return Err("serviceAccounts belong to the cluster's issuer, which this server does not accept: write users or groups".into());
+    check_issuer(&callers, &authentication.issuers)?;
+    Ok(Subject::Match(callers))
+}
+
+/// Whether it is clear whose names these are, and whether they can be had.
+fn check_issuer(callers: &Match, issuers: &[Issuer]) -> Result<(), String> {
+    let names: Vec<_> = issuers.iter().map(|issuer| issuer.name.as_str()).collect();
+    let names = names.join(", ");
+    match &callers.issuer {
+        Some(name) if !issuers.iter().any(|issuer| issuer.name == *name) => {
+            return Err(format!(
+                "issuer {name} is none of the server's: it accepts {names}"
+            ));
+        }
+        // A service account says whose it is.
+        None if issuers.len() > 1 && callers.service_accounts.is_empty() => {
+            return Err(format!(
+                "the server accepts several issuers, so names alone are not clear: write issuer, one of {names}"
+            ));
+        }
+        _ => {}
     }
-    Ok(Subject::Match {
-        service_accounts,
-        users,
-        groups,
-    })
+    let is_account = !callers.service_accounts.is_empty()
+        || issuers
+            .iter()
+            .any(|issuer| issuer.service_accounts && callers.issuer.as_ref() == Some(&issuer.name));
+    if is_account && !(callers.groups.is_empty() && callers.scopes.is_empty()) {
+        return Err("service accounts have no groups and no scopes, so this could never hold: write serviceAccounts alone (agents/* for all of a namespace)".into());
+    }
+    let has_accounts = issuers.iter().any(|issuer| issuer.service_accounts);
+    if !callers.service_accounts.is_empty() && !has_accounts {
+        return Err("serviceAccounts belong to the cluster's issuer, which this server does not accept: write users or groups, or add {name: cluster} to its issuers".into());
+    }
+    Ok(())
 }
 
 fn check_size(bundle: &Bundle, diagnostics: &mut Vec<Diagnostic>) {

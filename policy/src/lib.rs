@@ -18,7 +18,7 @@ pub mod uri;
 mod uri_glob;
 
 pub use bundle::Bundle;
-pub use compile::{Compiled, Context, Diagnostic, PolicySource, compile, deny_all};
+pub use compile::{AllowedIssuers, Compiled, Context, Diagnostic, PolicySource, compile, deny_all};
 pub use decide::{Caller, Decision, Operation, decide, visible};
 pub use glob::Glob;
 pub use reason::Reason;

@@ -24,12 +24,44 @@ pub enum Reason {
     NoBundle,
     /// The request carries no token.
     TokenMissing,
-    /// The token is malformed, its signature is wrong, or its issuer is unknown.
-    TokenInvalid,
-    /// The token has expired, or is not valid yet.
+    /// The token is no JSON Web Token.
+    TokenOpaque,
+    /// The token is encrypted.
+    TokenEncrypted,
+    /// The token cannot be read, or can be read in two ways.
+    TokenMalformed,
+    /// The token is larger than the sidecar reads.
+    TokenTooLarge,
+    /// `typ` of the token is not one of an access token of its issuer.
+    TokenType,
+    /// The token's algorithm is not one that its issuer signs with.
+    AlgorithmNotAllowed,
+    /// The token asks for an extension that is not known (`crit`).
+    CriticalHeader,
+    /// The token's issuer is none that this server accepts.
+    UnknownIssuer,
+    /// The issuer has no such key.
+    UnknownKey,
+    /// The signature is not the issuer's.
+    SignatureInvalid,
+    /// A claim is missing or is not what it should be.
+    ClaimInvalid,
+    /// The token is bound to a key that the caller would have to prove (`cnf`).
+    ProofRequired,
+    /// The token has expired.
     TokenExpired,
+    /// The token is not valid yet.
+    TokenNotYetValid,
+    /// The token is valid for longer than the server accepts.
+    TokenLifetime,
     /// The token was issued for another server.
     WrongAudience,
+    /// The keys of the token's issuer cannot be had.
+    IssuerUnavailable,
+    /// Scopes alone are missing.
+    InsufficientScope,
+    /// The server is to be told who calls, and could not check it yet.
+    IdentityUnavailable,
     /// A limit is reached.
     LimitExceeded,
     /// The method is unknown, or none that a policy can allow.
@@ -44,6 +76,8 @@ pub enum Reason {
     OriginNotAllowed,
     /// The session is unknown, or another caller's.
     SessionUnknown,
+    /// The `requestState` was given to another caller, or nobody can open it.
+    StateUnknown,
     /// Too many sessions, requests or streams are open.
     Overloaded,
     /// The wrapped server does not answer, or answers what cannot be read.
@@ -62,9 +96,25 @@ impl Reason {
             Self::ConfigurationInvalid => "ConfigurationInvalid",
             Self::NoBundle => "NoBundle",
             Self::TokenMissing => "TokenMissing",
-            Self::TokenInvalid => "TokenInvalid",
+            Self::TokenOpaque => "TokenOpaque",
+            Self::TokenEncrypted => "TokenEncrypted",
+            Self::TokenMalformed => "TokenMalformed",
+            Self::TokenTooLarge => "TokenTooLarge",
+            Self::TokenType => "TokenType",
+            Self::AlgorithmNotAllowed => "AlgorithmNotAllowed",
+            Self::CriticalHeader => "CriticalHeader",
+            Self::UnknownIssuer => "UnknownIssuer",
+            Self::UnknownKey => "UnknownKey",
+            Self::SignatureInvalid => "SignatureInvalid",
+            Self::ClaimInvalid => "ClaimInvalid",
+            Self::ProofRequired => "ProofRequired",
             Self::TokenExpired => "TokenExpired",
+            Self::TokenNotYetValid => "TokenNotYetValid",
+            Self::TokenLifetime => "TokenLifetime",
             Self::WrongAudience => "WrongAudience",
+            Self::IssuerUnavailable => "IssuerUnavailable",
+            Self::InsufficientScope => "InsufficientScope",
+            Self::IdentityUnavailable => "IdentityUnavailable",
             Self::LimitExceeded => "LimitExceeded",
             Self::MethodNotAllowed => "MethodNotAllowed",
             Self::Malformed => "Malformed",
@@ -72,6 +122,7 @@ impl Reason {
             Self::HostNotAllowed => "HostNotAllowed",
             Self::OriginNotAllowed => "OriginNotAllowed",
             Self::SessionUnknown => "SessionUnknown",
+            Self::StateUnknown => "StateUnknown",
             Self::Overloaded => "Overloaded",
             Self::UpstreamUnavailable => "UpstreamUnavailable",
         }

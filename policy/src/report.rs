@@ -14,8 +14,17 @@ pub struct Report {
     /// where the sidecar uses none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peers: Option<String>,
+    /// The certificate of the MCP port; none where that speaks plain HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsReport>,
+    /// The key by which the sidecar asserts who calls; none where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<IdentityReport>,
     /// The wrapped server.
     pub upstream: UpstreamReport,
+    /// Issuers whose keys the sidecar fetches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub issuers: Vec<IssuerReport>,
     /// The tools that it offers; none until it answered.
     #[serde(default)]
     pub tools: Option<Vec<ToolReport>>,
@@ -51,6 +60,16 @@ impl Default for BundleReport {
     }
 }
 
+/// The key by which a sidecar asserts who calls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityReport {
+    /// Its thumbprint (RFC 7638).
+    pub kid: String,
+    /// Whether the sidecar has seen it among the public keys.
+    #[serde(default)]
+    pub published: bool,
+}
+
 /// A bundle that could not be read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RejectedBundle {
@@ -58,6 +77,17 @@ pub struct RejectedBundle {
     pub hash: String,
     /// What is wrong with it.
     pub error: String,
+}
+
+/// The certificate of the MCP port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsReport {
+    /// SHA-256 of the certificate in use (DER), as `sha256:…`; none before the first.
+    #[serde(default)]
+    pub certificate: Option<String>,
+    /// Why the files, as they are now, cannot be used.
+    #[serde(default)]
+    pub error: Option<String>,
 }
 
 /// The wrapped server.
@@ -90,4 +120,29 @@ pub struct ToolReport {
     pub name: String,
     /// SHA-256 of its definition (JSON with sorted keys), as `sha256:…`.
     pub digest: String,
+}
+
+/// An issuer whose keys the sidecar fetches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssuerReport {
+    /// Its name.
+    pub name: String,
+    /// Whether tokens of it can be checked.
+    pub state: IssuerState,
+    /// What was tried and went wrong last; empty where nothing did.
+    #[serde(default)]
+    pub message: String,
+}
+
+/// Whether tokens of an issuer can be checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IssuerState {
+    /// Its keys are being read for the first time.
+    Pending,
+    /// Its keys are there.
+    Available,
+    /// Its keys are there, but cannot be read anew.
+    Stale,
+    /// There are no keys.
+    Unavailable,
 }

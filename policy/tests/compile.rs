@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use crds::{McpServer, McpToolPolicy, Reason};
-use policy::{Bundle, Compiled, Context, PolicySource, bundle::Issuer, compile};
+use policy::{AllowedIssuers, Bundle, Compiled, Context, PolicySource, bundle::Issuer, compile};
 use serde_json::{Value, json};
 
 fn server(spec: Value) -> McpServer {
@@ -30,15 +30,13 @@ fn context() -> Context {
     Context {
         default_url: "http://orders.shop.svc/mcp".into(),
         hosts: vec!["orders.shop.svc".into(), "10.0.0.1".into()],
-        issuers: vec![Issuer {
-            name: "cluster".into(),
-            issuer: "https://kubernetes.default.svc".into(),
-            service_accounts: true,
-            jwks: json!({"keys": []}),
-        }],
+        cluster: Some(Issuer::cluster(
+            "https://kubernetes.default.svc",
+            json!({"keys": []}),
+        )),
         operator: Some("system:serviceaccount:toolward-system:toolward-operator".into()),
         uid: Some("0c5f4e6a-1111-2222-3333-444455556666".into()),
-        allow_anonymous: false,
+        ..Context::default()
     }
 }
 
@@ -89,10 +87,10 @@ fn a_rule_that_could_never_hold_is_refused() {
     );
 
     let foreign = Context {
-        issuers: vec![Issuer {
+        cluster: context().cluster.map(|issuer| Issuer {
             service_accounts: false,
-            ..context().issuers[0].clone()
-        }],
+            ..issuer
+        }),
         ..context()
     };
     let accounts = policy(json!({"serviceAccounts": ["agents/reporter"]}));
@@ -290,6 +288,21 @@ fn the_wire_form_of_version_2_is_as_it_was() {
 }
 
 #[test]
+fn a_bundle_says_whether_the_server_is_told_who_calls() {
+    let told = compile(&server(json!({"identity": {}})), &[], &context());
+    assert!(told.bundle.identity);
+    let json = told.bundle.to_json().unwrap();
+    assert!(json.contains(r#""identity":true"#), "{json}");
+    assert_eq!(Bundle::from_json(json.as_bytes()).unwrap(), told.bundle);
+    // Sidecars of the first release assert nothing, and could not read it.
+    let old = told.bundle.to_json_version(1).unwrap();
+    assert!(!old.contains("identity"), "{old}");
+    assert!(!Bundle::from_json(old.as_bytes()).unwrap().identity);
+    let silent = compile(&server(json!({})), &[], &context()).bundle;
+    assert!(!silent.identity && !silent.to_json().unwrap().contains("identity"));
+}
+
+#[test]
 fn version_1_leaves_out_what_its_sidecars_deny_anyway() {
     let policy = rules(json!([
         {"name": "a", "effect": "Allow", "from": [{"everyone": true}], "tools": ["*"], "prompts": ["*"]},
@@ -330,4 +343,240 @@ fn no_version_takes_fields_that_it_does_not_know() {
             .to_json_version(3)
             .is_err()
     );
+}
+
+fn issuers(issuers: Value) -> McpServer {
+    server(json!({"authentication": {"audience": "orders", "issuers": issuers}}))
+}
+
+fn allowing(allowed: &[&str]) -> Context {
+    Context {
+        issuers: AllowedIssuers::Listed(allowed.iter().map(ToString::to_string).collect()),
+        networks: vec!["10.0.0.0/8".into()],
+        ..context()
+    }
+}
+
+#[test]
+fn issuers_are_those_that_the_chart_allows() {
+    let acme = json!({"name": "acme", "issuer": "https://idp.example.com/realms/acme"});
+    let with = |more: Value| {
+        let mut issuer = acme.clone();
+        for (name, value) in more.as_object().unwrap() {
+            issuer[name] = value.clone();
+        }
+        issuers(json!([issuer]))
+    };
+    for (allowed, server, path, reason, says) in [
+        (
+            &[][..],
+            with(json!({})),
+            ".issuer",
+            Reason::IssuerNotAllowed,
+            "allowedIssuers",
+        ),
+        (
+            &["https://idp.example.com"],
+            with(json!({})),
+            ".issuer",
+            Reason::IssuerNotAllowed,
+            "allowedIssuers",
+        ),
+        (
+            &["*"],
+            with(json!({"issuer": "http://idp.example.com"})),
+            ".issuer",
+            Reason::ServerInvalid,
+            "https only",
+        ),
+        (
+            &["*"],
+            with(json!({"issuer": "http://127.0.0.1:9"})),
+            ".issuer",
+            Reason::ServerInvalid,
+            "https only",
+        ),
+        (
+            // No host begins with another's.
+            &["https://idp.example.com*"],
+            with(json!({"issuer": "https://idp.example.com.evil.example/realms/acme"})),
+            ".issuer",
+            Reason::IssuerNotAllowed,
+            "allowedIssuers",
+        ),
+        (
+            &["https://idp.example.com/realms/acme"],
+            with(json!({})),
+            "",
+            Reason::Accepted,
+            "",
+        ),
+        (
+            &["*"],
+            with(json!({"issuer": "https://kubernetes.default.svc"})),
+            "",
+            Reason::Accepted,
+            "",
+        ),
+    ] {
+        let compiled = compile(&server, &[], &allowing(allowed));
+        match says {
+            "" => assert_eq!(compiled.diagnostics, []),
+            says => {
+                let path = format!("spec.authentication.issuers[0]{path}");
+                assert_denied(&compiled, None, &path, reason, says);
+                assert_eq!(compiled.bundle.authentication.issuers, []);
+            }
+        }
+    }
+    let twice = issuers(
+        json!([{"name": "cluster"}, {"name": "again", "issuer": "https://kubernetes.default.svc"}]),
+    );
+    assert_denied(
+        &compile(&twice, &[], &allowing(&["*"])),
+        None,
+        "spec.authentication.issuers[1].issuer",
+        Reason::ServerInvalid,
+        "same URL",
+    );
+}
+
+/// Whoever chooses the keys is the issuer.
+#[test]
+fn key_sets_are_their_issuers_or_allowed() {
+    let with = |more: Value| {
+        let mut issuer = json!({"name": "acme", "issuer": "https://idp.example.com/realms/acme"});
+        for (name, value) in more.as_object().unwrap() {
+            issuer[name] = value.clone();
+        }
+        issuers(json!([issuer]))
+    };
+    for (allowed, server, path, reason, says) in [
+        (
+            &["https://idp.example.com/*"][..],
+            with(json!({"jwksUri": "https://keys.example.net/k"})),
+            ".jwksUri",
+            Reason::IssuerNotAllowed,
+            "allowedIssuers",
+        ),
+        (
+            // Another realm of the same host is another issuer.
+            &["https://idp.example.com/realms/acme"],
+            with(json!({"jwksUri": "https://idp.example.com/realms/sandbox/certs"})),
+            ".jwksUri",
+            Reason::IssuerNotAllowed,
+            "allowedIssuers",
+        ),
+        (
+            &["https://idp.example.com/realms/acme"],
+            with(json!({"jwksUri": "https://idp.example.com/realms/acme/%2E./sandbox/certs"})),
+            ".jwksUri",
+            Reason::ServerInvalid,
+            "without . and ..",
+        ),
+        (
+            &["https://idp.example.com/realms/*"],
+            with(json!({"issuer": "https://idp.example.com/realms/../other"})),
+            ".issuer",
+            Reason::ServerInvalid,
+            "without . and ..",
+        ),
+        (
+            &["https://idp.example.com/*"],
+            with(json!({"jwksUri": "https://idp.example.com/keys"})),
+            "",
+            Reason::Accepted,
+            "",
+        ),
+        (
+            &["https://idp.example.com/realms/acme"],
+            with(
+                json!({"jwksUri": "https://idp.example.com/realms/acme/protocol/openid-connect/certs"}),
+            ),
+            "",
+            Reason::Accepted,
+            "",
+        ),
+    ] {
+        let compiled = compile(&server, &[], &allowing(allowed));
+        match says {
+            "" => assert_eq!(compiled.diagnostics, []),
+            says => {
+                let path = format!("spec.authentication.issuers[0]{path}");
+                assert_denied(&compiled, None, &path, reason, says);
+                assert_eq!(compiled.bundle.authentication.issuers, []);
+            }
+        }
+    }
+}
+
+#[test]
+fn names_belong_to_an_issuer() {
+    let two = issuers(
+        json!([{"name": "cluster"}, {"name": "acme", "issuer": "https://idp.example.com"}]),
+    );
+    let only = issuers(json!([{"name": "acme", "issuer": "https://idp.example.com"}]));
+    for (server, from, says) in [
+        (
+            &two,
+            json!({"users": ["eve"]}),
+            "write issuer, one of cluster, acme",
+        ),
+        (&two, json!({"issuer": "cluster", "users": ["eve"]}), ""),
+        (&two, json!({"issuer": "acme"}), ""),
+        (
+            &two,
+            json!({"issuer": "other", "users": ["eve"]}),
+            "none of the server's",
+        ),
+        (&two, json!({"serviceAccounts": ["agents/*"]}), ""),
+        (
+            &two,
+            json!({"serviceAccounts": ["agents/*"], "scopes": ["read"]}),
+            "no groups and no scopes",
+        ),
+        (
+            &two,
+            json!({"issuer": "cluster", "groups": ["system:serviceaccounts"]}),
+            "no groups and no scopes",
+        ),
+        (&two, json!({"issuer": "acme", "groups": ["staff"]}), ""),
+        (
+            &only,
+            json!({"serviceAccounts": ["agents/*"]}),
+            "add {name: cluster}",
+        ),
+        (&only, json!({"users": ["eve"]}), ""),
+        (&only, json!({"issuer": "cluster"}), "none of the server's"),
+    ] {
+        let policy = policy(from);
+        let compiled = compile(server, &[PolicySource::Valid(&policy)], &allowing(&["*"]));
+        match says {
+            "" => assert_eq!(compiled.diagnostics, []),
+            says => assert_denied(
+                &compiled,
+                Some("p"),
+                "spec.rules[1].from[0]",
+                Reason::PolicyInvalid,
+                says,
+            ),
+        }
+    }
+}
+
+/// Sidecars of version 1 know the cluster's issuer only.
+#[test]
+fn version_1_denies_where_other_issuers_were_meant() {
+    let only = issuers(json!([{"name": "acme", "issuer": "https://idp.example.com"}]));
+    let all = policy(json!({"users": ["eve"]}));
+    let strict = server(json!({"authentication": {"maxTokenLifetime": "5m"}}));
+    for server in [only, strict] {
+        let compiled = compile(&server, &[PolicySource::Valid(&all)], &allowing(&["*"]));
+        assert_eq!(compiled.diagnostics, []);
+        let old =
+            Bundle::from_json(compiled.bundle.to_json_version(1).unwrap().as_bytes()).unwrap();
+        assert!(old.deny_all.is_some() && old.rules.is_empty());
+        // The operator is known all the same.
+        assert_eq!(old.cluster, compiled.bundle.cluster);
+    }
 }

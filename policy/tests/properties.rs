@@ -53,15 +53,9 @@ fn server() -> McpServer {
 }
 
 fn context() -> Context {
-    let issuer = Issuer {
-        name: "cluster".into(),
-        issuer: "https://c".into(),
-        service_accounts: true,
-        jwks: json!({"keys": []}),
-    };
     Context {
         default_url: "http://s.n.svc/mcp".into(),
-        issuers: vec![issuer],
+        cluster: Some(Issuer::cluster("https://c", json!({"keys": []}))),
         ..Context::default()
     }
 }
@@ -110,6 +104,12 @@ fn a_subject() -> impl Strategy<Value = Value> {
         list().prop_map(|users| json!({"users": users})),
         list().prop_map(|groups| json!({"groups": groups})),
         list().prop_map(|names| json!({"serviceAccounts": names.iter().map(|n| format!("ns/{n}")).collect::<Vec<_>>()})),
+        Just(json!({"serviceAccounts": ["ns/*"]})),
+        Just(json!({"serviceAccounts": ["n/*"]})),
+        list().prop_map(|agents| json!({"agents": agents})),
+        list().prop_map(|scopes| json!({"scopes": scopes})),
+        (list(), list()).prop_map(|(groups, scopes)| json!({"groups": groups, "scopes": scopes})),
+        (list(), list()).prop_map(|(users, agents)| json!({"issuer": "cluster", "users": users, "agents": agents})),
         (list(), list()).prop_map(|(users, groups)| json!({"users": users, "groups": groups})),
     ]
 }
@@ -159,16 +159,19 @@ fn rules() -> impl Strategy<Value = Vec<Value>> {
 
 fn a_caller() -> impl Strategy<Value = Caller> {
     let name = || proptest::option::of(a_name());
-    (name(), name(), proptest::collection::vec(a_name(), 0..3)).prop_map(
-        |(user, account, groups)| Caller {
+    let names = || proptest::collection::vec(a_name(), 0..3);
+    (name(), name(), name(), names(), names()).prop_map(|(user, agent, account, groups, scopes)| {
+        Caller {
             issuer: Some("cluster".into()),
-            agent: user.clone(),
+            agent,
             user,
             groups,
+            scopes,
             service_account: account.map(|account| format!("ns/{account}")),
+            pod: None,
             expires_at: Some(NOW + 1),
-        },
-    )
+        }
+    })
 }
 
 fn effect(
@@ -230,14 +233,33 @@ proptest! {
     }
 
     #[test]
-    fn a_list_shows_exactly_what_may_be_called(rules in rules(), caller in a_caller()) {
+    fn a_list_shows_exactly_what_may_be_called_or_lacks_scopes_alone(rules in rules(), caller in a_caller()) {
         let bundle = bundle(&policies_of(&rules, &[], 3));
         let tools = NAMES.map(Operation::Tool);
         let prompts = NAMES.map(Operation::Prompt);
         let resources = URIS.map(Operation::Resource);
         let templates = TEMPLATES.map(Operation::Template);
         for operation in [&tools[..], &prompts, &resources, &templates].concat() {
-            prop_assert_eq!(visible(&bundle, &caller, operation, NOW), decide(&bundle, &caller, operation, NOW).is_allowed());
+            let decision = decide(&bundle, &caller, operation, NOW);
+            prop_assert_eq!(visible(&bundle, &caller, operation, NOW), decision.is_allowed() || decision.reason == Reason::InsufficientScope);
+        }
+    }
+
+    #[test]
+    fn the_scopes_that_are_asked_for_suffice(rules in rules(), caller in a_caller(), wanted in a_wanted()) {
+        let bundle = bundle(&policies_of(&rules, &[], 3));
+        let decision = decide(&bundle, &caller, wanted.operation(), NOW);
+        prop_assert_eq!(decision.scopes.is_empty(), decision.reason != Reason::InsufficientScope);
+        let with = |more: &[String]| Caller { scopes: [&caller.scopes[..], more].concat(), ..caller.clone() };
+        if decision.reason == Reason::InsufficientScope {
+            prop_assert_eq!(decision.effect, Effect::Deny);
+            prop_assert!(decision.scopes.iter().any(|scope| !caller.scopes.contains(scope)));
+            prop_assert!(decide(&bundle, &with(decision.scopes), wanted.operation(), NOW).is_allowed());
+        } else if !decision.is_allowed() {
+            // No scopes of the rules would have helped.
+            for scopes in NAMES.iter().map(|name| vec![(*name).to_owned()]) {
+                prop_assert!(!decide(&bundle, &with(&scopes), wanted.operation(), NOW).is_allowed());
+            }
         }
     }
 
@@ -256,14 +278,20 @@ proptest! {
     }
 
     #[test]
-    fn an_older_version_allows_the_same_tools_and_nothing_else(rules in rules(), caller in a_caller(), wanted in a_wanted()) {
+    fn an_older_version_never_allows_more(rules in rules(), caller in a_caller(), wanted in a_wanted()) {
         let new = bundle(&policies_of(&rules, &[], 3));
         let old = Bundle::from_json(new.to_json_version(1).unwrap().as_bytes()).unwrap();
-        let expected = match wanted {
-            Wanted::Tool(_) => effect(&new, &caller, &wanted),
-            _ => (Effect::Deny, effect(&old, &caller, &wanted).1, None),
-        };
-        prop_assert_eq!(effect(&old, &caller, &wanted), expected);
+        // It has no words for agents, scopes and whole namespaces.
+        let allowed = effect(&old, &caller, &wanted).0 == Effect::Allow;
+        prop_assert!(!allowed || effect(&new, &caller, &wanted).0 == Effect::Allow);
+        prop_assert!(!allowed || matches!(wanted, Wanted::Tool(_)));
+        let is_old = |rule: &Value| rule["from"].as_array().unwrap().iter().all(|from| {
+            let new = ["agents", "scopes", "issuer"].iter().any(|field| from.get(field).is_some());
+            !new && !from.to_string().contains('*')
+        });
+        if let Wanted::Tool(_) = wanted && rules.iter().all(is_old) {
+            prop_assert_eq!(effect(&old, &caller, &wanted), effect(&new, &caller, &wanted));
+        }
     }
 
     #[test]

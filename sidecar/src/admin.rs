@@ -68,6 +68,7 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Body> {
         },
         "/drained" => drained(shared),
         "/status" => status(shared, request.headers()),
+        sealed::PATH => identity(shared, request.headers()),
         _ => text(
             StatusCode::NOT_FOUND,
             "try /healthz, /readyz, /metrics or /status\n".into(),
@@ -80,8 +81,14 @@ fn ready(shared: &Shared) -> Response<Body> {
     if *shared.phase.borrow() > Phase::Serving {
         return not("draining");
     }
-    if shared.config.active().is_none() {
+    let Some(active) = shared.config.active() else {
         return not("no bundle has been read");
+    };
+    if !shared.identity.is_ready(&active.bundle) {
+        return not("the key by which the server knows who calls is not published yet");
+    }
+    if shared.tls.as_ref().is_some_and(|tls| !tls.is_ready()) {
+        return not("no TLS certificate can be used");
     }
     let seen = shared.seen.borrow();
     match seen.answered {
@@ -126,12 +133,32 @@ fn status(shared: &Shared, headers: &HeaderMap) -> Response<Body> {
     let report = Report {
         bundle: shared.config.report(),
         peers: shared.peers.hash(),
+        tls: shared.tls.as_ref().map(|tls| tls.report()),
+        identity: shared.identity.report(),
         upstream: seen.upstream.clone(),
+        issuers: active.authenticator.report(),
         tools: seen.tools.clone(),
     };
     match serde_json::to_string(&report) {
         Ok(report) => typed(StatusCode::OK, "application/json", report),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+fn identity(shared: &Shared, headers: &HeaderMap) -> Response<Body> {
+    let Some(active) = shared.config.active() else {
+        return text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no bundle has been read, so nobody is known\n".into(),
+        );
+    };
+    let (bundle, authenticator) = (&active.bundle, &active.authenticator);
+    let answer = shared
+        .identity
+        .answer(bundle, authenticator, headers, pipeline::now());
+    match answer {
+        Ok(answer) => typed(StatusCode::OK, "application/json", answer),
+        Err((status, why)) => text(status, why),
     }
 }
 

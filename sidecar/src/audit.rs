@@ -48,6 +48,9 @@ pub struct Record<'a> {
     pub user: Option<&'a str>,
     /// The agent.
     pub agent: Option<&'a str>,
+    /// The pod that a service account's token is bound to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<&'a str>,
     /// `Allow` or `Deny`.
     pub decision: &'static str,
     /// Why.
@@ -81,6 +84,7 @@ impl<'a> Record<'a> {
             issuer: of(|caller| caller.issuer.as_deref()),
             user: of(|caller| caller.user.as_deref()),
             agent: of(|caller| caller.agent.as_deref()),
+            pod: of(|caller| caller.pod.as_deref()),
             decision: if allowed { "Allow" } else { "Deny" },
             reason,
             policy: None,

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::Frame;
-use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, BodyStream, Empty, Full, StreamBody, combinators::UnsyncBoxBody};
 use tokio::{sync::watch, time::Sleep};
 
 use crate::{
@@ -41,6 +41,28 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 /// No body.
 pub fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// The beginning of a body: the whole, where it is at most so long, or all of it
+/// still as a body.
+pub async fn beginning(mut body: Body, most: usize) -> Result<Result<Bytes, Body>, Error> {
+    let mut read = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame?;
+        let is_whole = match frame.data_ref() {
+            Some(data) => {
+                read.extend_from_slice(data);
+                read.len() <= most
+            }
+            None => true, // Trailers end it.
+        };
+        if !is_whole {
+            let first = futures::stream::iter([Ok(Frame::data(Bytes::from(read)))]);
+            let rest = futures::StreamExt::chain(first, BodyStream::new(body));
+            return Ok(Err(Body::new(StreamBody::new(rest))));
+        }
+    }
+    Ok(Ok(read.into()))
 }
 
 /// Decides an open stream anew; false ends it.

@@ -188,6 +188,13 @@ pub fn params_for_modern(
             "the server speaks revision 2026-07-28: tasks do not pass between revisions".into(),
         );
     }
+    // They belong to revisions with multi round-trip requests: there, what comes
+    // back is known to have been given.
+    for member in ["inputResponses", "requestState"] {
+        if wire::member(params, &[member]).is_some() {
+            return Err(format!("params.{member} does not exist in this revision"));
+        }
+    }
     let mut params = params.map_or_else(|| "{}".to_owned(), |params| params.get().to_owned());
     let version = format!("\"{}\"", Revision::NEWEST.as_str());
     let mut set = |key: &str, value: &str| -> Result<(), Refusal> {
@@ -332,6 +339,16 @@ mod tests {
             value(&modern)["_meta"],
             json!({META_VERSION: "2026-07-28", META_CAPABILITIES: {}})
         );
+        for odd in [
+            r#"{"name":"t","requestState":"forged"}"#,
+            r#"{"name":"t","request\u0053tate":"forged"}"#,
+            r#"{"name":"t","inputResponses":{}}"#,
+            r#"{"name":"t","task":{}}"#,
+        ] {
+            let odd: &RawValue = serde_json::from_str(odd).unwrap();
+            let refused = params_for_modern("tools/call", Some(odd), &Client::default());
+            assert!(refused.is_err(), "{refused:?}");
+        }
         let answer = answer_for_legacy("tools/call", br#"{"jsonrpc":"2.0","id":1,"result":{"content":[],"resultType":"complete","structuredContent":[1]}}"#);
         assert_eq!(value(&answer.unwrap())["result"], json!({"content": []}));
         let asks = answer_for_legacy("tools/call", br#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{}}}"#);

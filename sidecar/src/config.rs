@@ -9,7 +9,7 @@ use policy::{
 };
 use tokio::sync::watch;
 
-use crate::auth::Authenticator;
+use crate::{auth::Authenticator, issuers::Issuers, resource::Resource};
 
 /// What the pipeline decides with.
 pub struct Active {
@@ -25,6 +25,10 @@ pub struct Active {
     pub path: String,
     /// Hosts that requests may name, in lower case, without port.
     pub hosts: Vec<String>,
+    /// Whether callers come by https: the URL says so.
+    pub is_https: bool,
+    /// What callers without a token are told; none where no token is asked for.
+    pub resource: Option<Resource>,
 }
 
 /// Holds the [`Active`] configuration. Without one, everything is denied.
@@ -32,19 +36,26 @@ pub struct Store {
     active: ArcSwapOption<Active>,
     rejected: Mutex<Option<RejectedBundle>>,
     changed: watch::Sender<()>,
+    issuers: Issuers,
 }
 
 impl Default for Store {
     fn default() -> Self {
-        Self {
-            active: ArcSwapOption::empty(),
-            rejected: Mutex::default(),
-            changed: watch::channel(()).0,
-        }
+        Self::new(Issuers::default())
     }
 }
 
 impl Store {
+    /// Without a configuration.
+    pub fn new(issuers: Issuers) -> Self {
+        Self {
+            active: ArcSwapOption::empty(),
+            rejected: Mutex::default(),
+            changed: watch::channel(()).0,
+            issuers,
+        }
+    }
+
     /// The configuration in force; none before the first bundle.
     pub fn active(&self) -> Option<Arc<Active>> {
         self.active.load_full()
@@ -100,17 +111,17 @@ impl Store {
             .chain(bundle.hosts.iter().map(String::as_str))
             .map(str::to_ascii_lowercase)
             .collect();
-        let kept = self.active().filter(|active| {
-            active
-                .authenticator
-                .fits(&bundle.authentication, &bundle.audience)
-        });
+        let kept = self
+            .active()
+            .filter(|active| active.authenticator.fits(&bundle));
         let authenticator = match kept {
             Some(active) => Arc::clone(&active.authenticator),
-            None => Arc::new(Authenticator::new(&bundle.authentication, &bundle.audience)),
+            None => Arc::new(Authenticator::new(&bundle, &self.issuers)),
         };
+        let resource = Resource::new(&bundle, &url);
         let server = format!("{}/{}", bundle.server.namespace, bundle.server.name);
         let path = url.path().to_owned();
+        let is_https = url.scheme() == Some(&http::uri::Scheme::HTTPS);
         self.active.store(Some(Arc::new(Active {
             bundle,
             hash: hash.to_owned(),
@@ -118,6 +129,8 @@ impl Store {
             server,
             path,
             hosts,
+            is_https,
+            resource,
         })));
         Ok(())
     }

@@ -11,8 +11,6 @@ use serde_json::json;
 
 /// The `iss` of its tokens.
 pub const ISSUER: &str = "toolward-dev";
-/// How long its tokens are valid, in seconds.
-const LIFETIME: u64 = 24 * 60 * 60;
 
 /// Signs tokens for a laptop.
 pub struct DevIssuer {
@@ -37,15 +35,11 @@ impl DevIssuer {
 
     /// The issuer as a bundle names it.
     pub fn issuer(&self) -> Issuer {
-        Issuer {
-            name: "dev".into(),
-            issuer: ISSUER.into(),
-            service_accounts: false,
-            jwks: json!({"keys": [self.jwk]}),
-        }
+        Issuer::inline("dev", ISSUER, json!({"keys": [self.jwk]}))
     }
 
-    /// A token for `user`, valid for a day from `now` (seconds since 1970).
+    /// A token for `user`, valid for `lifetime` seconds from `now` (seconds since
+    /// 1970).
     ///
     /// # Errors
     /// Where signing fails.
@@ -55,10 +49,11 @@ impl DevIssuer {
         groups: &[String],
         audience: &str,
         now: u64,
+        lifetime: u64,
     ) -> anyhow::Result<String> {
         self.sign(&json!({
             "iss": ISSUER, "sub": user, "azp": "toolward-dev", "aud": audience,
-            "iat": now, "exp": now + LIFETIME, "groups": groups,
+            "iat": now, "exp": now + lifetime, "groups": groups,
         }))
     }
 

@@ -15,6 +15,7 @@ use crate::{
     filter::{self, Item},
     pipeline::now,
     sessions::{Asked, Session},
+    state::{self, Seal},
     upstream::{self, Principal},
     wire,
 };
@@ -28,12 +29,18 @@ const ASKED_IDLE: Duration = Duration::from_secs(600);
 
 /// What belongs to callers, not to a session.
 pub struct Strays {
+    /// Seals what callers bring back.
+    pub seal: Seal,
     tasks: Cache<String, (Principal, String)>,
     asked: Cache<Principal, Arc<Asked>>,
 }
 
-impl Default for Strays {
-    fn default() -> Self {
+impl Strays {
+    /// None of any caller.
+    ///
+    /// # Errors
+    /// The system gives no randomness.
+    pub fn new() -> Result<Self, String> {
         let tasks = Cache::builder()
             .eviction_policy(EvictionPolicy::lru())
             .max_capacity(MAX_TASKS)
@@ -43,11 +50,10 @@ impl Default for Strays {
             .max_capacity(MAX_CALLERS)
             .time_to_idle(ASKED_IDLE)
             .build();
-        Self { tasks, asked }
+        let seal = Seal::new()?;
+        Ok(Self { seal, tasks, asked })
     }
-}
 
-impl Strays {
     /// The tool whose call made the task, where it was this caller's.
     pub fn tool_of(&self, task: &str, caller: &Caller) -> Option<String> {
         let (owner, tool) = self.tasks.get(task)?;
@@ -125,10 +131,42 @@ impl Fit {
                 if let Some(tool) = &self.tool {
                     self.note_task(*result, tool);
                 }
-                let changed = filter::message(message, &|item| self.shows(item))?;
+                let sealed = self.sealed(message, *result)?;
+                let shows = |item: Item<'_>| self.shows(item);
+                let changed = match &sealed {
+                    Some(text) => filter::message(&Message::parse(text.as_bytes())?, &shows)?,
+                    None => filter::message(message, &shows)?,
+                };
+                let changed = changed.or(sealed.map(String::into_bytes));
                 Ok(changed.map_or(Fitted::Same, Fitted::Changed))
             }
         }
+    }
+
+    /// An answer that has something for the caller to bring back, with that sealed.
+    fn sealed(
+        &self,
+        message: &Message<'_>,
+        result: Option<&RawValue>,
+    ) -> Result<Option<String>, Refusal> {
+        let (Some(result), Some(id)) = (result, message.id) else {
+            return Ok(None);
+        };
+        let written = wire::member(Some(result), &[state::MEMBER]);
+        let Some(written) = written.filter(|_| self.era == Era::Modern) else {
+            return Ok(None);
+        };
+        let written: String = serde_json::from_str(written.get())
+            .map_err(|error| format!("result.{}: {error}", state::MEMBER))?;
+        let (principal, peers) = (Principal::of(&self.caller), &self.shared.peers);
+        let sealed = self
+            .shared
+            .strays
+            .seal
+            .close(&written, &principal, peers.name())?;
+        let sealed = serde_json::Value::from(sealed).to_string();
+        let result = wire::edit(result.get(), &[state::MEMBER], Some(&sealed))?;
+        Ok(Some(wire::result(id.get(), &result)))
     }
 
     /// A request of the server.

@@ -1,13 +1,14 @@
-//! The listener of the MCP port, and how it ends: HTTP/1.1, and HTTP/2 with
-//! prior knowledge (RFC 9113 §3.3), on one port.
+//! The listener of the MCP port, and how it ends: HTTP/1.1, and HTTP/2 by TLS
+//! (RFC 9113 §3.2) or with prior knowledge (§3.3), on one port.
 //!
-//! Invariants: connections, requests, heads, streams, windows and buffers are
-//! bounded; a connection without a request in flight ends after a time, one
-//! with a stream in flight lives as long as that; what the pipeline reads has
-//! one framing only.
+//! Invariants: connections, handshakes, requests, heads, streams, windows and
+//! buffers are bounded; a connection without a request in flight ends after a
+//! time, one with a stream in flight lives as long as that; what the pipeline
+//! reads has one framing only.
 
 mod activity;
 mod intake;
+mod stream;
 mod unread;
 
 use std::{
@@ -29,12 +30,14 @@ use rustix::net::sockopt;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::timeout,
 };
 
 pub use intake::{Intake, MAX_BODIES, MAX_BODY, discard};
 
 use crate::{Shared, body::Body, peer, pipeline, refusal::Refusal};
-use activity::{InFlight, Overdue, Socket};
+use activity::{Activity, InFlight, Overdue, Socket};
+use stream::{Stream, Tcp};
 
 /// Connections at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -44,7 +47,7 @@ const BACKLOG: u32 = 4096;
 /// Requests and streams at once, on all connections; more get 503.
 const MAX_REQUESTS: usize = 10_000;
 /// Time for the head of a request to arrive; the first one's counts from the
-/// start of the connection.
+/// start of the connection, and has the handshake of TLS in it.
 const HEAD: Duration = Duration::from_secs(10);
 /// A connection without a request in flight ends after this time.
 const IDLE: Duration = Duration::from_secs(60);
@@ -134,7 +137,8 @@ pub async fn serve(
         shared,
         door,
         requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
-        builder: builder(),
+        either: builder(),
+        http2: builder().http2_only(),
     });
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -201,13 +205,25 @@ struct Front {
     door: Door,
     /// A place for each request in flight.
     requests: Arc<Semaphore>,
-    builder: auto::Builder<TokioExecutor>,
+    /// For a connection that shows by its first bytes what is spoken.
+    either: auto::Builder<TokioExecutor>,
+    /// For one on which HTTP/2 was agreed.
+    http2: auto::Builder<TokioExecutor>,
 }
 
 impl Front {
     async fn connection(self: &Arc<Self>, stream: TcpStream, mut phase: watch::Receiver<Phase>) {
         prepare(&stream);
-        let (socket, activity) = Socket::new(stream);
+        let activity = Activity::new();
+        let tcp = Tcp::new(stream, Arc::clone(&activity));
+        let Some(stream) = self.shake_hands(tcp, &mut phase).await else {
+            return;
+        };
+        let builder = match stream.is_http2() {
+            true => &self.http2,
+            false => &self.either,
+        };
+        let socket = Socket::new(stream, Arc::clone(&activity));
         let service = service_fn({
             let (front, activity, phase) = (Arc::clone(self), Arc::clone(&activity), phase.clone());
             move |request: Request<Incoming>| {
@@ -225,7 +241,7 @@ impl Front {
             }
         });
         let io = TokioIo::new(socket);
-        let connection = self.builder.serve_connection(io, service);
+        let connection = builder.serve_connection(io, service);
         tokio::pin!(connection);
         let mut ending = false;
         let ended = loop {
@@ -247,6 +263,27 @@ impl Front {
         if let Err(error) = ended {
             tracing::debug!(error, "a connection ended with an error");
         }
+    }
+
+    /// What HTTP goes over: TLS, where this door has it; none where the handshake
+    /// fails, takes too long, or comes at the end.
+    async fn shake_hands(&self, tcp: Tcp, phase: &mut watch::Receiver<Phase>) -> Option<Stream> {
+        let tls = match (self.door, &self.shared.tls) {
+            (Door::Callers, Some(tls)) => tls,
+            (Door::Callers, None) | (Door::Peers, _) => return Some(Stream::Plain(tcp)),
+        };
+        // Boxed: a connection without it needs none of its room.
+        let handshake = Box::pin(timeout(HEAD, tls.accept(tcp)));
+        let shaken = tokio::select! {
+            shaken = handshake => shaken,
+            () = draining(phase) => return None,
+        };
+        match shaken {
+            Ok(Ok(stream)) => return Some(Stream::Tls(Box::new(stream))),
+            Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
+            Err(_) => tracing::debug!("cut off: a TLS handshake that is too slow"),
+        }
+        None
     }
 
     async fn answer(&self, mut request: Request<Incoming>, in_flight: InFlight) -> Response<Body> {

@@ -22,6 +22,8 @@ pub mod frame;
 pub mod front;
 pub mod guard;
 pub mod host;
+pub mod identity;
+pub mod issuers;
 pub mod link;
 pub mod method;
 pub mod metrics;
@@ -30,6 +32,7 @@ pub mod pipeline;
 pub mod probe;
 pub mod refusal;
 pub mod request;
+pub mod resource;
 pub mod run;
 pub mod serve;
 pub mod server;
@@ -37,7 +40,9 @@ pub mod sessions;
 pub mod shim;
 pub mod source;
 pub mod sse;
+pub mod state;
 pub mod strict;
+pub mod tls;
 pub mod upstream;
 pub mod wire;
 
@@ -51,6 +56,10 @@ pub struct Shared {
     pub upstream: std::sync::Arc<upstream::Upstream>,
     /// Other replicas of the server.
     pub peers: std::sync::Arc<peer::Peers>,
+    /// TLS on the MCP port; none where that speaks in the clear.
+    pub tls: Option<std::sync::Arc<tls::Tls>>,
+    /// Tells the server who calls.
+    pub identity: identity::Identity,
     /// Reads the bodies of requests.
     pub intake: front::Intake,
     /// Legacy sessions.

@@ -209,11 +209,21 @@ impl Peers {
         ))
     }
 
-    /// Who holds a session. A name that is unknown is waited for, a moment.
+    /// Who holds a session.
     pub async fn owner(&self, session_id: &str) -> Owner {
-        let Some(name) = replica_of(session_id) else {
-            return Owner::Unknown;
-        };
+        match replica_of(session_id) {
+            Some(name) => self.replica(name).await,
+            None => Owner::Unknown,
+        }
+    }
+
+    /// The name of this replica.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Which replica has a name. One that is unknown is waited for, a moment.
+    pub async fn replica(&self, name: &str) -> Owner {
         if name == self.name {
             return Owner::Here;
         }

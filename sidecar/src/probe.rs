@@ -235,6 +235,7 @@ fn listen(params: &str) -> Call<'_> {
         params: Some(params),
         on_drop: OnDrop::Cancel,
         streams: true,
+        identity: None,
     }
 }
 

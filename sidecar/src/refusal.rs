@@ -9,6 +9,7 @@ use serde_json::{Value, json, value::RawValue};
 
 use crate::{
     body::{self, Body},
+    config::Active,
     era::Era,
     upstream::UpstreamError,
 };
@@ -69,30 +70,51 @@ impl Refusal {
         }
     }
 
-    /// 401 with a challenge (RFC 6750 §3).
-    pub fn unauthorized(reason: Reason, audience: &str) -> Self {
-        let (message, challenge) = match reason {
-            Reason::TokenMissing => ("a bearer token is required".to_owned(), "Bearer"),
-            Reason::TokenExpired => (
-                "the token has expired or is not valid yet".to_owned(),
-                r#"Bearer error="invalid_token", error_description="expired""#,
+    /// The answer to a caller without a good token: 401 with a challenge (RFC
+    /// 6750 §3), or 503 where it cannot be told whether the token is good.
+    pub fn unauthorized(reason: Reason, active: &Active) -> Self {
+        if reason == Reason::IssuerUnavailable {
+            let message = "the keys of the token's issuer cannot be read at the moment: try again, with the same token";
+            return Self {
+                header: Some((header::RETRY_AFTER, HeaderValue::from_static("5"))),
+                ..Self::new(reason, StatusCode::SERVICE_UNAVAILABLE, message)
+            };
+        }
+        let fault = fault(reason);
+        let message = match (reason, fault) {
+            (Reason::WrongAudience, _) => format!(
+                "the token was issued for another audience; this server's is {}",
+                active.bundle.audience
             ),
-            Reason::WrongAudience => (
-                format!("the token was issued for another audience; this server's is {audience}"),
-                r#"Bearer error="invalid_token", error_description="wrong audience""#,
-            ),
-            _ => (
-                "the token is not valid here".to_owned(),
-                r#"Bearer error="invalid_token""#,
-            ),
+            (_, None) => "a bearer token is required".to_owned(),
+            (_, Some(fault)) => fault.to_owned(),
         };
-        let header = Some((
-            header::WWW_AUTHENTICATE,
-            HeaderValue::from_static(challenge),
-        ));
+        let challenge = active
+            .resource
+            .as_ref()
+            .map(|resource| resource.challenge(fault));
         Self {
-            header,
+            header: challenge.and_then(challenged),
             ..Self::new(reason, StatusCode::UNAUTHORIZED, message)
+        }
+    }
+
+    /// The answer to a caller whose token lacks scopes alone: 403 with all that
+    /// the operation needs (MCP authorization, step-up). `had` are those of the
+    /// token.
+    pub fn insufficient_scope(scopes: &[String], had: &[String], active: &Active) -> Self {
+        let message = format!(
+            "the token lacks scopes; all of these are needed: {}",
+            scopes.join(" ")
+        );
+        let challenge = active
+            .resource
+            .as_ref()
+            .map(|resource| resource.step_up(scopes, had));
+        Self {
+            header: challenge.and_then(challenged),
+            data: Some(Box::new(json!({"scopes": scopes}))),
+            ..Self::new(Reason::InsufficientScope, StatusCode::FORBIDDEN, message)
         }
     }
 
@@ -111,6 +133,16 @@ impl Refusal {
             told: false,
             data,
             ..Self::new(reason, status, format!("Unknown {what}: {name}"))
+        }
+    }
+
+    /// A `requestState` that this caller was not given, or that nobody can open
+    /// any more.
+    pub fn unknown_state() -> Self {
+        let message = "requestState was not given to this caller, or the replica that gave it is gone: send the request anew without it";
+        Self {
+            code: INVALID_PARAMS,
+            ..Self::new(Reason::StateUnknown, StatusCode::BAD_REQUEST, message)
         }
     }
 
@@ -186,6 +218,40 @@ impl Refusal {
         }
         answer
     }
+}
+
+fn challenged(challenge: String) -> Option<(header::HeaderName, HeaderValue)> {
+    let value = HeaderValue::from_str(&challenge).ok()?;
+    Some((header::WWW_AUTHENTICATE, value))
+}
+
+/// What is wrong with a token, for its owner; none: there is no token. Without
+/// quotes: it stands in a header.
+fn fault(reason: Reason) -> Option<&'static str> {
+    Some(match reason {
+        Reason::TokenMissing => return None,
+        Reason::TokenOpaque => "the token is opaque; this server needs a JSON Web Token",
+        Reason::TokenEncrypted => {
+            "the token is encrypted; this server needs a signed JSON Web Token"
+        }
+        Reason::TokenMalformed => "the token cannot be read, or can be read in two ways",
+        Reason::TokenTooLarge => "the token is too large",
+        Reason::TokenType => "typ of the token is not that of an access token of its issuer",
+        Reason::AlgorithmNotAllowed => "the token is signed with an algorithm that is not accepted",
+        Reason::CriticalHeader => "the token asks for an extension that is not known",
+        Reason::UnknownIssuer => "the issuer of the token is not one that this server accepts",
+        Reason::UnknownKey => "the issuer of the token has no such key",
+        Reason::SignatureInvalid => "the signature of the token is wrong",
+        Reason::ClaimInvalid => "a claim of the token is missing or wrong",
+        Reason::ProofRequired => {
+            "the token is bound to a key, and proof of possession is not accepted here"
+        }
+        Reason::TokenExpired => "the token has expired",
+        Reason::TokenNotYetValid => "the token is not valid yet",
+        Reason::TokenLifetime => "the token is valid for longer than this server accepts",
+        Reason::WrongAudience => "the token was issued for another audience",
+        _ => "the token is not valid here",
+    })
 }
 
 impl From<UpstreamError> for Refusal {

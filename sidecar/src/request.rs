@@ -40,13 +40,15 @@ fn passes(name: &HeaderName) -> Passes {
     }
 }
 
-/// Checks `Host` and `Origin` against the names of this server (DNS rebinding).
+fn forbidden(reason: Reason, message: impl Into<String>) -> Result<(), Refusal> {
+    Err(Refusal::new(reason, StatusCode::FORBIDDEN, message))
+}
+
+/// Checks `Host` against the names of this server (DNS rebinding).
 ///
 /// # Errors
 /// The refusal.
-pub fn check_names(parts: &Parts, active: &Active) -> Result<(), Refusal> {
-    let forbidden =
-        |reason, message: String| Err(Refusal::new(reason, StatusCode::FORBIDDEN, message));
+pub fn check_host(parts: &Parts, active: &Active) -> Result<(), Refusal> {
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next(), parts.uri.authority()) {
         (Some(host), None, None) => host.to_str().ok().and_then(|host| host.parse().ok()),
@@ -64,6 +66,15 @@ pub fn check_names(parts: &Parts, active: &Active) -> Result<(), Refusal> {
             format!("the Host header does not name this server: {hint}"),
         );
     }
+    Ok(())
+}
+
+/// Checks `Host` and `Origin` against the names of this server.
+///
+/// # Errors
+/// The refusal.
+pub fn check_names(parts: &Parts, active: &Active) -> Result<(), Refusal> {
+    check_host(parts, active)?;
     if !guard::is_on(Guard::Origin) {
         return Ok(());
     }
@@ -80,11 +91,17 @@ pub fn check_names(parts: &Parts, active: &Active) -> Result<(), Refusal> {
         let is_web = matches!(origin.scheme_str(), Some("http" | "https"));
         is_web && origin.authority().is_some_and(is_host_and_port)
     };
-    match origin.as_ref().filter(is_plain).and_then(Uri::host) {
+    // What is shown in the clear under our name may be of anybody on the way.
+    let is_safe = |origin: &&Uri| {
+        let is_local = origin.host().is_some_and(is_loopback);
+        !active.is_https || is_local || origin.scheme_str() == Some("https")
+    };
+    let origin = origin.as_ref().filter(is_plain).filter(is_safe);
+    match origin.and_then(Uri::host) {
         Some(host) if is_ours(host, active) => Ok(()),
         _ => forbidden(
             Reason::OriginNotAllowed,
-            "the Origin header names a foreign site".into(),
+            "the Origin header names a foreign site",
         ),
     }
 }
@@ -101,9 +118,13 @@ fn is_host_and_port(authority: &Authority) -> bool {
 }
 
 fn is_ours(host: &str, active: &Active) -> bool {
+    let is = |name: &String| host.eq_ignore_ascii_case(name);
+    is_loopback(host) || active.hosts.iter().any(is)
+}
+
+fn is_loopback(host: &str) -> bool {
     let is = |name: &str| host.eq_ignore_ascii_case(name);
     ["localhost", "127.0.0.1", "[::1]"].into_iter().any(is)
-        || active.hosts.iter().any(|name| is(name))
 }
 
 /// Checks the headers that pass on to the server, and what says how to read the

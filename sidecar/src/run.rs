@@ -9,17 +9,30 @@ use std::{
 };
 
 use crds::{AuthenticationMode, Document, McpServer, McpToolPolicy};
-use policy::{Compiled, Context, PolicySource, compile};
+use policy::{AllowedIssuers, Compiled, Context, PolicySource, compile};
 
 use crate::{
     dev::DevIssuer,
     host::Settings,
+    identity::Identity,
+    issuers::Issuers,
     peer::Peers,
     pipeline::now,
     server::{ADMIN_PORT, AuditThread, Listen, MCP_PORT, Server, Target},
     source,
+    upstream::credential::Credential,
 };
 
+/// Where issuers may be beside the public internet: on this host, and in the
+/// networks that it is in.
+const OWN_NETWORKS: [&str; 6] = [
+    "127.0.0.0/8",
+    "::1/128",
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "fc00::/7",
+];
 /// Largest file.
 const MAX_FILE: usize = 4 * 1024 * 1024;
 
@@ -35,9 +48,24 @@ pub struct Args {
     /// Address of the admin port.
     #[arg(long, default_value_t = SocketAddr::from(([127, 0, 0, 1], ADMIN_PORT)))]
     admin: SocketAddr,
+    /// Folder with tls.crt and tls.key: the MCP port speaks TLS.
+    #[arg(long, value_name = "FOLDER")]
+    tls: Option<PathBuf>,
     /// Print a token for this user, signed by a key in memory; loopback only.
     #[arg(long, value_name = "USER[:GROUP,…]")]
     dev_token: Option<DevUser>,
+    /// Folder with the certificates of private authorities of issuers, as
+    /// NAME.pem: what caSecretRef names in a cluster.
+    #[arg(long, value_name = "FOLDER")]
+    issuer_authorities: Option<PathBuf>,
+    /// File with the credential that spec.upstreamCredential names.
+    #[arg(long, value_name = "FILE")]
+    upstream_credential: Option<PathBuf>,
+    /// Folder into which the public key is written as jwks.json, where
+    /// spec.identity asks for assertions: what the ConfigMap
+    /// NAME-toolward-identity holds in a cluster.
+    #[arg(long, value_name = "FOLDER")]
+    identity_keys: Option<PathBuf>,
     /// URL of a running Streamable HTTP server, in place of COMMAND.
     #[arg(
         long,
@@ -98,7 +126,11 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         config,
         listen,
         admin,
+        tls,
         dev_token,
+        issuer_authorities,
+        upstream_credential,
+        identity_keys,
         upstream,
         command,
     } = args;
@@ -112,20 +144,42 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
     // Before the ports are bound, so that a wrong file is what one reads about.
     let first = read_all(&config)?;
     let stdio = upstream.is_none();
+    let asked = first.server.spec.upstream_credential.as_ref();
+    let credential = match (asked, upstream_credential) {
+        (Some(asked), Some(file)) => {
+            Some(Credential::follow(asked.header.parse()?, file))
+        }
+        (None, None) => None,
+        (Some(_), None) => return Err(ConfigError(format!("{}: spec.upstreamCredential: there is no Secret here: name a file with --upstream-credential FILE", first.server_file.display())).into()),
+        (None, Some(_)) => return Err(ConfigError(format!("{}: --upstream-credential needs spec.upstreamCredential, which says in which header it goes", first.server_file.display())).into()),
+    };
+    first.check_identity(identity_keys.is_some())?;
+    let identity = match &identity_keys {
+        Some(folder) => {
+            let identity = Identity::new(None)?;
+            identity.write(folder)?;
+            identity
+        }
+        None => Identity::none(),
+    };
     let target = match upstream {
-        Some(url) => Target::Url(url),
+        Some(url) => Target::Url(url, credential),
         None => Target::Command(command),
     };
     first.note(stdio);
-    let bundle = first.compile(listen, issuer.as_ref())?;
+    let is_tls = tls.is_some();
+    let bundle = first.compile(listen, is_tls, issuer.as_ref())?;
     let listens = Listen {
         mcp: Some(listen),
         admin: Some(admin),
         peer: None,
+        tls,
     };
-    let server = Server::bind(listens, Peers::alone(), target, first.settings())?;
+    let issuers = Issuers::new(issuer_authorities);
+    let settings = first.settings();
+    let server = Server::bind(listens, Peers::alone(), target, settings, issuers, identity)?;
     let bundle = if listen.port() == 0 {
-        first.compile(server.address, issuer.as_ref())?
+        first.compile(server.address, is_tls, issuer.as_ref())?
     } else {
         bundle
     };
@@ -139,14 +193,18 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         first.server.spec.deployment.image, bundle.url
     );
     if let (Some(issuer), Some(DevUser { user, groups })) = (&issuer, &dev_token) {
-        let token = issuer.token(user, groups, &bundle.audience, now())?;
+        let lifetime = bundle.authentication.max_token_lifetime_seconds;
+        let token = issuer.token(user, groups, &bundle.audience, now(), lifetime)?;
         eprintln!(
-            "dev token for {user}, valid for 24 hours; send it as the header `Authorization: Bearer TOKEN`:\n{token}"
+            "dev token for {user}, valid for {lifetime} s (maxTokenLifetime); send it as the header `Authorization: Bearer TOKEN`:\n{token}"
         );
     }
     let (shared, address) = (Arc::clone(&server.shared), server.address);
     tokio::spawn(source::watch(config.clone(), move || {
-        let reread = read_all(&config).and_then(|all| all.compile(address, issuer.as_ref()));
+        let reread = read_all(&config).and_then(|all| {
+            all.check_identity(identity_keys.is_some())?;
+            all.compile(address, is_tls, issuer.as_ref())
+        });
         let loaded = reread.map_err(|error| error.0).and_then(|bundle| {
             let json = bundle.to_json().map_err(|error| error.to_string())?;
             shared.config.load(json.as_bytes())
@@ -231,6 +289,21 @@ impl Manifests {
         }
     }
 
+    /// Whether there is a place for the public key, where the server is to be told
+    /// who calls, and only there.
+    fn check_identity(&self, has_folder: bool) -> Result<(), ConfigError> {
+        let file = self.server_file.display();
+        match (self.server.spec.identity.is_some(), has_folder) {
+            (true, false) => Err(ConfigError(format!(
+                "{file}: spec.identity: there is no ConfigMap here: start it with --identity-keys FOLDER, into which the public key is written"
+            ))),
+            (false, true) => Err(ConfigError(format!(
+                "{file}: --identity-keys needs spec.identity, which asks for assertions"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     fn concerns(&self, policy: &McpToolPolicy) -> bool {
         let namespace = |metadata: &Meta| {
             metadata
@@ -247,21 +320,43 @@ impl Manifests {
                 .any(|target| Some(&target.name.0) == server.name.as_ref())
     }
 
+    /// Whether what the command line says of TLS is what the file says.
+    fn check_tls(&self, is_tls: bool) -> Result<(), ConfigError> {
+        let (file, spec) = (self.server_file.display(), &self.server.spec);
+        let is_plain = |url: &crds::Url| url.starts_with("http://");
+        if spec.tls.is_some() && !is_tls {
+            return Err(ConfigError(format!(
+                "{file}: spec.tls: there is no Secret here: name a folder with tls.crt and tls.key by --tls FOLDER"
+            )));
+        }
+        if is_tls && spec.url.as_ref().is_some_and(is_plain) {
+            return Err(ConfigError(format!(
+                "{file}: spec.url: with --tls, the MCP port speaks https only: write an https URL, or leave url out"
+            )));
+        }
+        Ok(())
+    }
+
     fn compile(
         &self,
         listen: SocketAddr,
+        is_tls: bool,
         dev: Option<&DevIssuer>,
     ) -> Result<policy::Bundle, ConfigError> {
+        self.check_tls(is_tls)?;
         let file = self.server_file.display();
-        let anonymous = self.server.spec.authentication.mode == AuthenticationMode::Anonymous;
-        if !anonymous && dev.is_none() {
+        let authentication = &self.server.spec.authentication;
+        let anonymous = authentication.mode == AuthenticationMode::Anonymous;
+        if !anonymous && dev.is_none() && authentication.issuers.is_none() {
             return Err(ConfigError(format!(
-                "{file}: spec.authentication.mode: Required, and no issuer of tokens: add --dev-token USER, or write mode: Anonymous"
+                "{file}: spec.authentication.mode: Required, and no issuer of tokens: add --dev-token USER, name issuers in spec.authentication.issuers, or write mode: Anonymous"
             )));
         }
         let context = Context {
-            default_url: format!("http://{listen}/mcp"),
-            issuers: dev.map(DevIssuer::issuer).into_iter().collect(),
+            default_url: format!("{}://{listen}/mcp", if is_tls { "https" } else { "http" }),
+            dev: dev.map(DevIssuer::issuer),
+            issuers: AllowedIssuers::Any,
+            networks: OWN_NETWORKS.map(str::to_owned).to_vec(),
             allow_anonymous: true,
             ..Context::default()
         };

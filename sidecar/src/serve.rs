@@ -5,10 +5,13 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use crate::{
     Shared,
     host::{Settings, Sharing},
+    identity::Identity,
+    issuers::Issuers,
     metrics,
     peer::{self, Peers},
     server::{AuditThread, Listen, Server, Target},
     source,
+    upstream::credential::Credential,
 };
 
 /// Arguments of `serve`.
@@ -37,8 +40,40 @@ pub struct Args {
     /// Until the handshake with a server has to be done.
     #[arg(long, default_value = "60s")]
     startup_timeout: crds::Duration,
+    /// Folder with tls.crt and tls.key: the MCP port speaks TLS.
+    #[arg(long, value_name = "FOLDER")]
+    tls: Option<PathBuf>,
+    /// Folder with the certificates of private authorities of issuers, as
+    /// NAME.pem.
+    #[arg(long, value_name = "FOLDER")]
+    issuer_authorities: Option<PathBuf>,
+    #[command(flatten)]
+    credential: CredentialArgs,
+    #[command(flatten)]
+    identity: IdentityArgs,
     #[command(flatten)]
     peer: PeerArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct CredentialArgs {
+    /// File with a credential that every request to the server carries.
+    #[arg(long, value_name = "FILE", requires = "upstream")]
+    upstream_credential: Option<PathBuf>,
+    /// The header that carries it.
+    #[arg(long, value_name = "NAME", default_value = "authorization")]
+    upstream_credential_header: http::HeaderName,
+}
+
+#[derive(Debug, clap::Args)]
+struct IdentityArgs {
+    /// File with the token by which the operator knows whose key it is by which
+    /// this replica asserts who calls. Without it there is none.
+    #[arg(long, value_name = "FILE", requires = "identity_keys")]
+    identity_token: Option<PathBuf>,
+    /// Folder with the public keys of all replicas, a mounted ConfigMap.
+    #[arg(long, value_name = "FOLDER", requires = "identity_token")]
+    identity_keys: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -83,6 +118,13 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         max_processes,
         idle_timeout,
         startup_timeout,
+        tls,
+        issuer_authorities,
+        credential,
+        identity: IdentityArgs {
+            identity_token,
+            identity_keys,
+        },
         peer,
     } = args;
     raise_descriptor_limit();
@@ -93,7 +135,11 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         startup_timeout: startup_timeout.get(),
     };
     let target = match (upstream, socket) {
-        (Some(url), _) => Target::Url(url),
+        (Some(url), _) => {
+            let header = credential.upstream_credential_header;
+            let follow = |file| Credential::follow(header, file);
+            Target::Url(url, credential.upstream_credential.map(follow))
+        }
         (None, Some(socket)) => Target::Socket(socket),
         (None, None) => anyhow::bail!("--upstream or --socket is required"),
     };
@@ -101,12 +147,25 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         mcp: listen,
         admin,
         peer: peer.peer_token.is_some().then_some(peer.peer),
+        tls,
     };
     let peers = match &peer.peer_token {
         Some(_) => Peers::new(peer.replica, peer.peer_port),
         None => Peers::alone(),
     };
-    let server = Server::bind(listen, peers, target, settings)?;
+    let issuers = Issuers::new(issuer_authorities);
+    let identity = match identity_token {
+        Some(token) => Identity::new(Some(token))?,
+        None => Identity::none(),
+    };
+    let server = Server::bind(listen, peers, target, settings, issuers, identity)?;
+    if let Some(folder) = identity_keys {
+        let (shared, file) = (Arc::clone(&server.shared), folder.join(sealed::KEYS_FILE));
+        tokio::spawn(source::watch(vec![file.clone()], move || {
+            let read = source::read(&file, sealed::MAX_KEYS_BYTES);
+            shared.identity.load(read);
+        }));
+    }
     if let Some(token) = peer.peer_token {
         let peers = Arc::clone(&server.shared.peers);
         tokio::spawn(peers.follow(bundle.join(peer::FILE), token));

@@ -16,11 +16,14 @@ use crate::{
     fit::Strays,
     front::{self, Door, Phase},
     host::{Connector, Host, Settings},
+    identity::Identity,
+    issuers::Issuers,
     metrics::Metrics,
     peer::{self, Peers},
     probe::{self, Seen},
     sessions::Sessions,
-    upstream::{Learned, ParamHeaders, Upstream, http},
+    tls::Tls,
+    upstream::{Learned, ParamHeaders, Upstream, credential::Credential, http},
 };
 
 /// The MCP port.
@@ -39,8 +42,8 @@ pub type AuditThread = std::thread::JoinHandle<()>;
 
 /// Where the wrapped server is.
 pub enum Target {
-    /// Behind a port.
-    Url(::http::Uri),
+    /// Behind a port, and what every request to it carries.
+    Url(::http::Uri, Option<Arc<Credential>>),
     /// Behind the shim.
     Socket(PathBuf),
     /// A command of our own.
@@ -55,6 +58,8 @@ pub struct Listen {
     pub admin: Option<SocketAddr>,
     /// Address of the peer port, where there is to be one; none: all addresses.
     pub peer: Option<Option<SocketAddr>>,
+    /// Folder with the certificate of the MCP port and its key; none: no TLS.
+    pub tls: Option<PathBuf>,
 }
 
 /// A sidecar whose listeners are bound.
@@ -82,6 +87,8 @@ impl Server {
         peers: Peers,
         target: Target,
         settings: Settings,
+        issuers: Issuers,
+        identity: Identity,
     ) -> anyhow::Result<Self> {
         let mcp = bind("--listen", listen.mcp, MCP_PORT)?;
         let admin = bind("--admin", listen.admin, ADMIN_PORT)?;
@@ -96,12 +103,14 @@ impl Server {
         let (phase, phase_seen) = watch::channel(Phase::Serving);
         let (seen, seen_seen) = watch::channel(Seen::default());
         let shared = Arc::new(Shared {
-            config: config::Store::default(),
+            config: config::Store::new(issuers),
             upstream: Arc::new(upstream),
             peers: Arc::new(peers),
+            tls: listen.tls.map(Tls::follow),
+            identity,
             intake: front::Intake::default(),
             sessions: Sessions::default(),
-            strays: Strays::default(),
+            strays: Strays::new().map_err(anyhow::Error::msg)?,
             counters: counters::Counters::default(),
             audit,
             metrics,
@@ -198,8 +207,9 @@ fn upstream(
     let (server, connector) = match target {
         Target::Socket(path) => (None, Connector::Socket(path)),
         Target::Command(command) => (None, Connector::Command(command)),
-        Target::Url(uri) => {
-            let server = http::Server::new(uri, Arc::clone(&params)).map_err(anyhow::Error::msg)?;
+        Target::Url(uri, credential) => {
+            let server = http::Server::new(uri, Arc::clone(&params), credential);
+            let server = server.map_err(anyhow::Error::msg)?;
             let server = Arc::new(server);
             (Some(Arc::clone(&server)), Connector::Http(server))
         }

@@ -85,7 +85,7 @@ impl Cluster {
     fn caller(&self, user: &str) -> String {
         let audience = "http://orders.shop.svc/mcp";
         self.callers
-            .token(user, &["staff".into()], audience, now())
+            .token(user, &["staff".into()], audience, now(), common::LIFETIME)
             .unwrap()
     }
 
@@ -135,6 +135,7 @@ impl Replica {
             let mut bundle = bundle(issuer, allow(json!(["*"])), limits);
             bundle.peer_audience = Some(AUDIENCE.into());
             bundle.authentication.issuers = vec![cluster.callers.issuer(), cluster.issuer()];
+            bundle.cluster = Some(cluster.issuer());
             Some(bundle)
         });
         Self {
@@ -206,24 +207,24 @@ fn bad_tokens(cluster: &Cluster) -> Vec<(&'static str, Vec<String>, &'static str
     let both = json!({"sub": "system:serviceaccount:bank:default", "kubernetes.io": {"namespace": "bank", "pod": {"name": "orders-0"}}});
     vec![
         ("missing", vec![], "TokenMissing"),
-        ("empty", vec![String::new()], "TokenInvalid"),
-        ("garbage", vec!["x.y.z".into()], "TokenInvalid"),
+        ("empty", vec![String::new()], "TokenOpaque"),
+        ("garbage", vec!["x.y.z".into()], "TokenMalformed"),
         (
             "the caller's",
             vec![cluster.caller("alice")],
-            "TokenInvalid",
+            "UnknownIssuer",
         ),
-        ("twice", vec![good.clone(), good.clone()], "TokenInvalid"),
+        ("twice", vec![good.clone(), good.clone()], "TokenMalformed"),
         (
             "with Bearer",
             vec![format!("Bearer {good}")],
-            "TokenInvalid",
+            "TokenMalformed",
         ),
-        ("another key", vec![other_key], "TokenInvalid"),
+        ("another key", vec![other_key], "SignatureInvalid"),
         (
             "the callers' issuer",
             vec![of_callers_issuer],
-            "TokenInvalid",
+            "UnknownIssuer",
         ),
         (
             "another audience",
@@ -243,42 +244,42 @@ fn bad_tokens(cluster: &Cluster) -> Vec<(&'static str, Vec<String>, &'static str
         (
             "not yet",
             vec![cluster.token_with(&json!({"nbf": now() + 3600}))],
-            "TokenExpired",
+            "TokenNotYetValid",
         ),
         (
             "no pod",
             vec![cluster.token_with(&json!({"kubernetes.io": {"namespace": "shop"}}))],
-            "TokenInvalid",
+            "ClaimInvalid",
         ),
         (
             "no binding",
             vec![cluster.token_with(&json!({"kubernetes.io": null}))],
-            "TokenInvalid",
+            "ClaimInvalid",
         ),
         (
             "another namespace",
             vec![cluster.token_with(&both)],
-            "TokenInvalid",
+            "ClaimInvalid",
         ),
         (
             "a pod of another namespace",
             vec![cluster.token_with(&pod("bank"))],
-            "TokenInvalid",
+            "ClaimInvalid",
         ),
         (
             "an account of another namespace",
             vec![cluster.token_with(&json!({"sub": "system:serviceaccount:bank:default"}))],
-            "TokenInvalid",
+            "ClaimInvalid",
         ),
         (
             "no service account",
             vec![cluster.token_with(&json!({"sub": "alice"}))],
-            "TokenInvalid",
+            "ClaimInvalid",
         ),
         (
             "not a peer",
             vec![cluster.token("invoices-0")],
-            "TokenInvalid",
+            "ClaimInvalid",
         ),
     ]
 }

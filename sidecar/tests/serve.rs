@@ -121,6 +121,7 @@ async fn a_list_shows_what_may_be_called() {
             &[],
             "http://orders.shop.svc/mcp",
             sidecar::pipeline::now(),
+            common::LIFETIME,
         )
         .unwrap();
     let reply = sidecar
@@ -169,6 +170,7 @@ async fn refusals_before_the_decision() {
             &[],
             "http://invoices/mcp",
             sidecar::pipeline::now(),
+            common::LIFETIME,
         )
         .unwrap();
     let batch = format!("[{good}]");
@@ -196,7 +198,7 @@ async fn refusals_before_the_decision() {
             403,
             "OriginNotAllowed",
         ),
-        (&"x".to_owned(), vec![], &good, 401, "TokenInvalid"),
+        (&"x".to_owned(), vec![], &good, 401, "TokenOpaque"),
         (&other, vec![], &good, 401, "WrongAudience"),
         (
             &token,
@@ -238,9 +240,13 @@ async fn refusals_before_the_decision() {
         .body(Full::default())
         .unwrap();
     let reply = send(without).await;
+    let metadata = "http://orders.shop.svc/.well-known/oauth-protected-resource/mcp";
     assert_eq!(
-        (reply.status, &reply.headers["www-authenticate"]),
-        (401, &http::HeaderValue::from_static("Bearer"))
+        (
+            reply.status,
+            reply.headers["www-authenticate"].to_str().unwrap()
+        ),
+        (401, &*format!("Bearer resource_metadata=\"{metadata}\""))
     );
     let elsewhere = Request::post(format!("http://{}/mcp/x", sidecar.mcp))
         .body(Full::default())
@@ -253,6 +259,86 @@ async fn refusals_before_the_decision() {
         0,
         "a refused request reached the server"
     );
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_good_says_why() {
+    let script = Script::start(echo).await;
+    let sidecar = in_front_of(&script, allow(json!(["*"])), no_limits()).await;
+    let token = sidecar.token("alice");
+    let claims = json!({"iss": "https://idp.example.com", "sub": "alice"});
+    let stranger = sidecar.issuer.sign(&claims).unwrap();
+    for (token, reason, said) in [
+        ("x", "TokenOpaque", "opaque"),
+        ("x.y.z", "TokenMalformed", "read in two ways"),
+        ("a.b.c.d.e", "TokenEncrypted", "encrypted"),
+        (&*common::forged(&token), "SignatureInvalid", "signature"),
+        (&*stranger, "UnknownIssuer", "issuer"),
+        (&*"x".repeat(20_000), "TokenTooLarge", "too large"),
+    ] {
+        let reply = sidecar
+            .post(token, &[], call("get_order").to_string())
+            .await;
+        let error = &reply.json()["error"];
+        assert_eq!(
+            (reply.status, &error["data"]["reason"]),
+            (401, &json!(reason)),
+            "{reply:?}"
+        );
+        assert_eq!(sidecar.audited()["reason"], reason);
+        let challenge = reply.headers["www-authenticate"].to_str().unwrap();
+        assert!(
+            challenge.contains("error=\"invalid_token\"") && challenge.contains(said),
+            "{challenge}"
+        );
+        // Nothing of the token comes back.
+        let shown = format!("{error} {challenge}");
+        let parts = token.split('.').filter(|part| part.len() > 8);
+        for part in parts {
+            assert!(!shown.contains(part), "{shown}");
+        }
+    }
+    assert_eq!(script.got.lock().unwrap().len(), 0);
+}
+
+/// A token in the URL, in the body or in another header is none (RFC 9700
+/// §4.3.2).
+#[tokio::test]
+async fn a_token_stands_in_one_header_alone() {
+    let script = Script::start(echo).await;
+    let sidecar = in_front_of(&script, allow(json!(["*"])), no_limits()).await;
+    let (token, message) = (sidecar.token("alice"), call("get_order").to_string());
+    let form = format!("access_token={token}");
+    for (target, kind, body) in [
+        (format!("/mcp?{form}"), "application/json", &message),
+        (
+            format!("/mcp?authorization=Bearer%20{token}"),
+            "application/json",
+            &message,
+        ),
+        (
+            "/mcp".to_owned(),
+            "application/x-www-form-urlencoded",
+            &form,
+        ),
+    ] {
+        let request = Request::post(format!("http://{}{target}", sidecar.mcp))
+            .header("content-type", kind)
+            .header("accept", "application/json, text/event-stream")
+            .header("cookie", &form)
+            .header("proxy-authorization", format!("Bearer {token}"))
+            .header("x-access-token", &token)
+            .body(Full::from(body.clone()))
+            .unwrap();
+        let reply = send(request).await;
+        let reason = &reply.json()["error"]["data"]["reason"];
+        assert_eq!(
+            (reply.status, reason),
+            (401, &json!("TokenMissing")),
+            "{target}"
+        );
+    }
+    assert_eq!(script.got.lock().unwrap().len(), 0);
 }
 
 #[tokio::test]
@@ -543,6 +629,7 @@ async fn without_a_bundle_everything_is_denied_and_a_bad_one_changes_nothing() {
             &[],
             "toolward-admin/shop/orders",
             sidecar::pipeline::now(),
+            common::LIFETIME,
         )
         .unwrap();
     assert_eq!(
@@ -641,7 +728,8 @@ async fn a_stream_ends_with_its_token() {
     let (feed, _) = tokio::sync::broadcast::channel(16);
     let script = Script::start(move |got| events(got, feed.subscribe())).await;
     let sidecar = in_front_of(&script, allow(json!(["*"])), no_limits()).await;
-    let claims = json!({"iss": sidecar::dev::ISSUER, "sub": "alice", "groups": ["staff"], "aud": "http://orders.shop.svc/mcp", "exp": sidecar::pipeline::now() + 3});
+    let now = sidecar::pipeline::now();
+    let claims = json!({"iss": sidecar::dev::ISSUER, "sub": "alice", "groups": ["staff"], "aud": "http://orders.shop.svc/mcp", "iat": now, "exp": now + 3});
     let get = Request::get(format!("http://{}/mcp", sidecar.mcp))
         .header("accept", "text/event-stream")
         .header("user-agent", "test");

@@ -37,6 +37,7 @@ for line in sys.stdin:
                 continue
             while not os.path.exists(files["release"]):
                 time.sleep(0.02)
-        text = json.dumps(message["params"]["arguments"]) if tool == "echo" else str(os.getpid())
+        told = {"echo": message["params"].get("arguments"), "params": message["params"]}
+        text = json.dumps(told[tool]) if tool in told else str(os.getpid())
         result = {"content": [{"type": "text", "text": text}]}
     print(json.dumps({"jsonrpc": "2.0", "id": id, "result": result}), flush=True)

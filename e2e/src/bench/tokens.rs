@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use crds::{Document, McpServer, McpToolPolicy};
-use policy::{Compiled, PolicySource, compile};
+use policy::{Compiled, PolicySource, bundle::DEFAULT_LIFETIME_SECONDS, compile};
 use sidecar::dev::DevIssuer;
 
 use super::TOOL;
@@ -52,7 +52,7 @@ impl Issuer {
         let (server, policy) = parse()?;
         let context = policy::Context {
             default_url: URL.into(),
-            issuers: vec![issuer.issuer()],
+            dev: Some(issuer.issuer()),
             ..policy::Context::default()
         };
         let Compiled {
@@ -64,7 +64,7 @@ impl Issuer {
         Ok(Self(issuer))
     }
 
-    /// Different tokens of one user, valid for a day.
+    /// Different tokens of one user, valid for an hour.
     ///
     /// # Errors
     /// Where signing fails.
@@ -74,7 +74,10 @@ impl Issuer {
         let some = |count: usize| -> Result<Vec<String>> {
             // Signatures of ES256 are random: so no two tokens are equal.
             (0..count)
-                .map(|_| self.0.token("alice", &groups, URL, now))
+                .map(|_| {
+                    self.0
+                        .token("alice", &groups, URL, now, DEFAULT_LIFETIME_SECONDS)
+                })
                 .collect()
         };
         std::thread::scope(|scope| {

@@ -65,7 +65,7 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// `name => /path (address)` or `/path (address)`.
-fn parse_ldd(listing: &str) -> Vec<PathBuf> {
+pub(super) fn parse_ldd(listing: &str) -> Vec<PathBuf> {
     listing
         .split_whitespace()
         .filter(|word| word.starts_with('/'))
@@ -92,7 +92,8 @@ fn stage(rootfs: &Path, node: &Path, libraries: &[PathBuf], server: &Path) -> Re
     )
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+/// Copies a file, and makes the folders above it.
+pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
     if let Some(folder) = to.parent() {
         sh::create_dir(folder)?;
     }

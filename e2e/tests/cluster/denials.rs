@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::suite::{ACCEPTED, IN_FORCE, Scope, allow, beside, not_ready, refused, server, stdio};
 
 /// Refused, a server is not ready for callers, though its pods run.
-async fn refuses(scope: &Scope, server: &str, reason: Reason) -> Result<()> {
+pub async fn refuses(scope: &Scope, server: &str, reason: Reason) -> Result<()> {
     scope.server_says(server, not_ready(reason)).await?;
     scope.server_says(server, IN_FORCE).await?;
     let deployment = format!("deployment/{server}");

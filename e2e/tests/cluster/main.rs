@@ -4,8 +4,12 @@
 //! that change or stop the operator run alone.
 #![allow(missing_docs)]
 
+mod accounts;
+mod credential;
 mod denials;
 mod failures;
+mod identity;
+mod issuers;
 mod lifecycle;
 mod manifests;
 mod operator;
@@ -16,3 +20,4 @@ mod release;
 mod replicas;
 mod suite;
 mod tables;
+mod tls;

@@ -68,8 +68,10 @@ fn used(event: &Value) -> Vec<Right> {
 /// Everything that an operator does.
 async fn exercise(scope: &Scope) -> Result<()> {
     let from = scope.caller_subject();
+    let mut used = stdio("used");
+    used["spec"]["identity"] = json!({});
     scope
-        .apply(&[stdio("used"), allow("callers", "used", &from, &["echo"])])
+        .apply(&[used, allow("callers", "used", &from, &["echo"])])
         .await?;
     scope.serving("used").await?;
     scope

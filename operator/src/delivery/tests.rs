@@ -1,4 +1,4 @@
-use policy::report::{BundleReport, UpstreamReport};
+use policy::report::{BundleReport, IdentityReport, UpstreamReport};
 
 use super::*;
 
@@ -7,6 +7,7 @@ fn peer(uid: &str, version: &str) -> Peer {
         uid: uid.to_owned(),
         name: uid.to_owned(),
         address: ([127, 0, 0, 1], 1).into(),
+        account: "default".to_owned(),
         version: Some(version.to_owned()),
         annotation: None,
     }
@@ -20,12 +21,12 @@ fn replicas(bundle: &str, peers: &str) -> Wanted {
     Wanted {
         bundle: bundle.to_owned(),
         peers: peers.to_owned(),
+        identity: None,
     }
 }
 
 fn report(hash: &str, state: UpstreamState) -> Report {
     Report {
-        peers: None,
         bundle: BundleReport {
             hash: Some(hash.to_owned()),
             ..BundleReport::default()
@@ -34,7 +35,7 @@ fn report(hash: &str, state: UpstreamState) -> Report {
             state,
             message: String::new(),
         },
-        tools: None,
+        ..Report::default()
     }
 }
 
@@ -97,6 +98,60 @@ fn other_replicas_are_told_to_sidecars_that_use_them() {
     assert!(has(Some("s")) && has(None) && !has(Some("r")));
     memory.update(&replicas("b", "s"), &peers, now);
     assert!(nudge_due(&memory, "old"));
+}
+
+/// A sidecar with a key of this name.
+fn with_key(kid: &str, published: bool) -> Report {
+    Report {
+        identity: Some(IdentityReport {
+            kid: kid.to_owned(),
+            published,
+        }),
+        ..report("a", UpstreamState::Serving)
+    }
+}
+
+/// The keys of others are no news for a sidecar.
+#[test]
+fn a_sidecar_is_told_of_its_own_key_once_that_is_published() {
+    let (now, mut memory) = (Instant::now(), Memory::default());
+    let published = |kids: &[&str]| Wanted {
+        identity: Some(kids.iter().map(ToString::to_string).collect()),
+        ..wanted("a")
+    };
+    let peers = [peer("p", "1"), peer("q", "1")];
+    memory.update(&published(&[]), &peers, now);
+    for uid in ["p", "q"] {
+        let pod = memory
+            .pods
+            .entry(uid.to_owned())
+            .or_insert_with(|| PodMemory::new(now));
+        pod.polled(Ok(with_key(uid, false)), &published(&[]), now);
+        assert!(pod.next_nudge.is_none(), "there is nothing to be told yet");
+        assert!(pod.next_poll <= now + POLLS.first, "it is asked again soon");
+    }
+    memory.update(&published(&["p"]), &peers, now);
+    assert!(nudge_due(&memory, "p") && !nudge_due(&memory, "q"));
+    let pod = memory
+        .pods
+        .entry("p".to_owned())
+        .or_insert_with(|| PodMemory::new(now));
+    pod.nudged("n".to_owned(), now);
+    pod.polled(Ok(with_key("p", false)), &published(&["p"]), now);
+    assert!(pod.next_nudge.is_some(), "not there yet");
+    pod.polled(Ok(with_key("p", true)), &published(&["p"]), now);
+    assert!(pod.next_nudge.is_none());
+    assert!(pod.next_poll > now + POLLS.cap);
+    memory.update(&published(&["p", "q"]), &peers, now);
+    assert!(!nudge_due(&memory, "p") && nudge_due(&memory, "q"));
+    // A container that restarted has another key.
+    let (old, new) = (with_key("p", true), with_key("r", false));
+    assert_eq!(published(&["p"]).lacks(&old), None);
+    assert_eq!(published(&["p"]).lacks(&new), Some("r"));
+    assert_eq!(wanted("a").lacks(&new), None, "none is asked for");
+    let keyless = report("a", UpstreamState::Serving);
+    assert_eq!(published(&[]).lacks(&keyless), None, "it has none");
+    assert!(published(&[]).is_had(&keyless) && published(&[]).is_had(&new));
 }
 
 #[test]

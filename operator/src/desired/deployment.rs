@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use crds::McpServer;
+use crds::{McpServer, McpServerSpec};
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec},
         core::v1::{
-            ConfigMapVolumeSource, EmptyDirVolumeSource, LocalObjectReference, PodSpec,
-            PodTemplateSpec, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume,
-            VolumeProjection,
+            ConfigMapProjection, ConfigMapVolumeSource, EmptyDirVolumeSource, KeyToPath,
+            LocalObjectReference, PodSpec, PodTemplateSpec, ProjectedVolumeSource,
+            SecretProjection, ServiceAccountTokenProjection, Volume, VolumeProjection,
         },
     },
     apimachinery::pkg::{
@@ -19,12 +19,14 @@ use k8s_openapi::{
 };
 
 use super::{Owner, SidecarImage, labels, pod, selector};
-use crate::names::{SERVER_CONTAINER, config_map_name};
+use crate::names::{SERVER_CONTAINER, config_map_name, identity_map_name};
 
 /// Time to finish calls, and then for the server to end.
 const GRACE_SECONDS: i64 = 30;
-/// The kubelet renews the token after four fifths of this time.
-const PEER_TOKEN_SECONDS: i64 = 3600;
+/// The kubelet renews a token after four fifths of this time.
+const TOKEN_SECONDS: i64 = 3600;
+/// Keys of a Secret of type `kubernetes.io/tls`, which the sidecar reads as files.
+const TLS_KEYS: [&str; 2] = ["tls.crt", "tls.key"];
 
 /// The Deployment of a server. `replicas` is only set where the server sets
 /// it: else `kubectl scale` and autoscalers own the number.
@@ -61,7 +63,7 @@ fn pod_spec(owner: &Owner, server: &McpServer, sidecar: &SidecarImage) -> PodSpe
     if stdio {
         init_containers.push(pod::install(sidecar));
     }
-    init_containers.push(pod::sidecar(&server.spec.transport, sidecar));
+    init_containers.push(pod::sidecar(&server.spec, sidecar));
     let secrets = deployment.image_pull_secrets.as_ref().map(|secrets| {
         let reference = |secret: &crds::LocalObjectReference| LocalObjectReference {
             name: secret.name.to_string(),
@@ -71,7 +73,7 @@ fn pod_spec(owner: &Owner, server: &McpServer, sidecar: &SidecarImage) -> PodSpe
     PodSpec {
         init_containers: Some(init_containers),
         containers: vec![pod::server(&server.spec)],
-        volumes: Some(volumes(owner, stdio)),
+        volumes: Some(volumes(owner, &server.spec)),
         service_account_name: deployment
             .service_account_name
             .as_ref()
@@ -84,7 +86,7 @@ fn pod_spec(owner: &Owner, server: &McpServer, sidecar: &SidecarImage) -> PodSpe
     }
 }
 
-fn volumes(owner: &Owner, stdio: bool) -> Vec<Volume> {
+fn volumes(owner: &Owner, spec: &McpServerSpec) -> Vec<Volume> {
     let empty = |name: &str, limit: &str| Volume {
         name: name.to_owned(),
         empty_dir: Some(EmptyDirVolumeSource {
@@ -102,7 +104,34 @@ fn volumes(owner: &Owner, stdio: bool) -> Vec<Volume> {
         ..Volume::default()
     };
     let mut volumes = vec![bundle, peer_token(owner)];
-    if stdio {
+    if spec.identity.is_some() {
+        volumes.push(identity(owner));
+    }
+    let authorities: Vec<_> = pod::authorities(&spec.authentication)
+        .map(|(issuer, secret)| {
+            let file = format!("{issuer}.pem");
+            // Without it, the others still work, and AuthReady says what is missing.
+            let mut files = secret_files(&secret.name, &[(&*secret.key, &*file)]);
+            if let Some(secret) = &mut files.secret {
+                secret.optional = Some(true);
+            }
+            files
+        })
+        .collect();
+    if !authorities.is_empty() {
+        volumes.push(projected(pod::AUTHORITIES_VOLUME, authorities));
+    }
+    if let Some(credential) = &spec.upstream_credential {
+        let secret = &credential.secret_ref;
+        let file = secret_files(&secret.name, &[(&*secret.key, pod::CREDENTIAL_FILE)]);
+        volumes.push(projected(pod::CREDENTIAL_VOLUME, vec![file]));
+    }
+    if let Some(tls) = &spec.tls {
+        let pair = TLS_KEYS.map(|key| (key, key));
+        let files = secret_files(&tls.secret_name, &pair);
+        volumes.push(projected(pod::TLS_VOLUME, vec![files]));
+    }
+    if pod::is_stdio(&spec.transport) {
         volumes.push(empty(pod::BIN_VOLUME, "64Mi"));
         volumes.push(empty(pod::RUN_VOLUME, "1Mi"));
     }
@@ -111,20 +140,59 @@ fn volumes(owner: &Owner, stdio: bool) -> Vec<Volume> {
 
 /// The token with which the sidecar proves to others of this server who it is.
 fn peer_token(owner: &Owner) -> Volume {
-    let token = ServiceAccountTokenProjection {
-        audience: Some(policy::peers::audience(&owner.uid)),
-        expiration_seconds: Some(PEER_TOKEN_SECONDS),
-        path: pod::PEER_TOKEN_FILE.to_owned(),
+    let audience = policy::peers::audience(&owner.uid);
+    projected(pod::PEER_VOLUME, vec![token(audience)])
+}
+
+/// The token with which the sidecar proves its key to the operator, and the keys
+/// that are published. The ConfigMap is made before.
+fn identity(owner: &Owner) -> Volume {
+    let keys = VolumeProjection {
+        config_map: Some(ConfigMapProjection {
+            name: identity_map_name(&owner.name),
+            ..ConfigMapProjection::default()
+        }),
+        ..VolumeProjection::default()
     };
+    let audience = sealed::pod_audience(&owner.uid);
+    projected(pod::IDENTITY_VOLUME, vec![token(audience), keys])
+}
+
+fn token(audience: String) -> VolumeProjection {
+    VolumeProjection {
+        service_account_token: Some(ServiceAccountTokenProjection {
+            audience: Some(audience),
+            expiration_seconds: Some(TOKEN_SECONDS),
+            path: pod::TOKEN_FILE.to_owned(),
+        }),
+        ..VolumeProjection::default()
+    }
+}
+
+fn projected(name: &str, sources: Vec<VolumeProjection>) -> Volume {
     Volume {
-        name: pod::PEER_VOLUME.to_owned(),
+        name: name.to_owned(),
         projected: Some(ProjectedVolumeSource {
-            sources: Some(vec![VolumeProjection {
-                service_account_token: Some(token),
-                ..VolumeProjection::default()
-            }]),
+            sources: Some(sources),
             ..ProjectedVolumeSource::default()
         }),
         ..Volume::default()
+    }
+}
+
+/// Keys of a Secret, each as a file. Without one, the pod does not start.
+fn secret_files(secret: &str, keys: &[(&str, &str)]) -> VolumeProjection {
+    let file = |&(key, path): &(&str, &str)| KeyToPath {
+        key: key.to_owned(),
+        path: path.to_owned(),
+        mode: None,
+    };
+    VolumeProjection {
+        secret: Some(SecretProjection {
+            name: secret.to_owned(),
+            items: Some(keys.iter().map(file).collect()),
+            optional: None,
+        }),
+        ..VolumeProjection::default()
     }
 }

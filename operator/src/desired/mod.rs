@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use crds::McpServer;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
-pub use config_map::config_map;
+pub use config_map::{config_map, identity_map};
 pub use deployment::deployment;
 pub use service::service;
 

@@ -7,7 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use crds::{DeploymentSpec, McpServerSpec, ProcessMode, StdioTransport, Transport, TransportType};
+use crds::{
+    Authentication, DeploymentSpec, ItemName, McpServerSpec, ProcessMode, SecretKeyRef,
+    StdioTransport, Transport, TransportType,
+};
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, ConfigMapEnvSource, ConfigMapKeySelector, Container, ContainerPort,
@@ -27,10 +30,20 @@ pub(super) const BUNDLE_VOLUME: &str = "toolward-bundle";
 pub(super) const BIN_VOLUME: &str = "toolward-bin";
 pub(super) const RUN_VOLUME: &str = "toolward-run";
 pub(super) const PEER_VOLUME: &str = "toolward-peer";
-pub(super) const PEER_TOKEN_FILE: &str = "token";
+pub(super) const IDENTITY_VOLUME: &str = "toolward-identity";
+pub(super) const TOKEN_FILE: &str = "token";
+
+pub(super) const AUTHORITIES_VOLUME: &str = "toolward-authorities";
+pub(super) const CREDENTIAL_VOLUME: &str = "toolward-credential";
+pub(super) const CREDENTIAL_FILE: &str = "value";
+pub(super) const TLS_VOLUME: &str = "toolward-tls";
 
 const BUNDLE_DIR: &str = "/etc/toolward/bundle";
+const AUTHORITIES_DIR: &str = "/etc/toolward/authorities";
+const CREDENTIAL_DIR: &str = "/etc/toolward/credential";
+const TLS_DIR: &str = "/etc/toolward/tls";
 const PEER_DIR: &str = "/var/run/toolward/peer";
+const IDENTITY_DIR: &str = "/var/run/toolward/identity";
 const BIN_DIR: &str = "/toolward/bin";
 const RUN_DIR: &str = "/toolward/run";
 const SOCKET: &str = "/toolward/run/mcp.sock";
@@ -55,7 +68,8 @@ pub(super) fn install(sidecar: &SidecarImage) -> Container {
 }
 
 /// The sidecar in front of the server.
-pub(super) fn sidecar(transport: &Transport, sidecar: &SidecarImage) -> Container {
+pub(super) fn sidecar(spec: &McpServerSpec, sidecar: &SidecarImage) -> Container {
+    let transport = &spec.transport;
     let port = |name: &str, port| ContainerPort {
         name: Some(name.to_owned()),
         container_port: port,
@@ -64,11 +78,34 @@ pub(super) fn sidecar(transport: &Transport, sidecar: &SidecarImage) -> Containe
     };
     let mut args = strings(&["serve", "--bundle", BUNDLE_DIR]);
     args.extend(strings(&["--replica", "$(POD_NAME)", "--peer-token"]));
-    args.push(format!("{PEER_DIR}/{PEER_TOKEN_FILE}"));
+    args.push(format!("{PEER_DIR}/{TOKEN_FILE}"));
     let mut mounts = vec![
         mount(BUNDLE_VOLUME, BUNDLE_DIR, true),
         mount(PEER_VOLUME, PEER_DIR, true),
     ];
+    if spec.identity.is_some() {
+        args.extend(strings(&["--identity-keys", IDENTITY_DIR]));
+        args.push("--identity-token".to_owned());
+        args.push(format!("{IDENTITY_DIR}/{TOKEN_FILE}"));
+        mounts.push(mount(IDENTITY_VOLUME, IDENTITY_DIR, true));
+    }
+    if authorities(&spec.authentication).next().is_some() {
+        args.extend(strings(&["--issuer-authorities", AUTHORITIES_DIR]));
+        mounts.push(mount(AUTHORITIES_VOLUME, AUTHORITIES_DIR, true));
+    }
+    if let Some(credential) = &spec.upstream_credential {
+        args.extend(strings(&[
+            "--upstream-credential-header",
+            &credential.header,
+        ]));
+        args.push("--upstream-credential".to_owned());
+        args.push(format!("{CREDENTIAL_DIR}/{CREDENTIAL_FILE}"));
+        mounts.push(mount(CREDENTIAL_VOLUME, CREDENTIAL_DIR, true));
+    }
+    if spec.tls.is_some() {
+        args.extend(strings(&["--tls", TLS_DIR]));
+        mounts.push(mount(TLS_VOLUME, TLS_DIR, true));
+    }
     if is_stdio(transport) {
         args.extend(strings(&["--socket", SOCKET]));
         args.extend(processes(&transport.stdio.clone().unwrap_or_default()));
@@ -110,6 +147,14 @@ pub(super) fn sidecar(transport: &Transport, sidecar: &SidecarImage) -> Containe
         volume_mounts: Some(mounts),
         ..sidecar_image(sidecar)
     }
+}
+
+/// Issuers with authorities of their own, and the Secrets that hold these.
+pub(super) fn authorities(
+    authentication: &Authentication,
+) -> impl Iterator<Item = (&ItemName, &SecretKeyRef)> {
+    let issuers = authentication.issuers.iter().flatten();
+    issuers.filter_map(|issuer| Some((&issuer.name, issuer.ca_secret_ref.as_ref()?)))
 }
 
 /// How the processes of a stdio server live, on the sidecar's command line.

@@ -64,7 +64,7 @@ async fn a_hostile_peer_costs_little() {
         category("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]").await,
         "Invalid"
     );
-    let huge = "x".repeat(2 * MAX_BYTES);
+    let huge = "x".repeat(2 * MAX_STATUS);
     let huge = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n200000\r\n{huge}");
     assert_eq!(category(&huge).await, "Invalid");
 }

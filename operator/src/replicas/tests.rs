@@ -15,6 +15,13 @@ fn running(name: &str, ip: &str) -> Arc<Pod> {
     pod(name, json!({}), json!({"phase": "Running", "podIP": ip}))
 }
 
+fn with_sidecar(ip: &str, state: Value, restarts: i32) -> Value {
+    json!({"phase": "Running", "podIP": ip, "initContainerStatuses": [{
+        "name": "toolward-sidecar", "image": "", "imageID": "", "ready": false,
+        "restartCount": restarts, "state": state,
+    }]})
+}
+
 fn map(list: &str) -> ConfigMap {
     serde_json::from_value(json!({"data": {"peers.json": list}})).unwrap()
 }
@@ -43,6 +50,26 @@ fn all_pods_with_an_address_are_named_until_they_have_ended() {
         ),
         pod("unplaced", json!({}), json!({"phase": "Pending"})),
         pod(
+            "down",
+            json!({}),
+            with_sidecar("10.0.0.8", json!({"waiting": {}}), 1),
+        ),
+        pod(
+            "ended-alone",
+            json!({}),
+            with_sidecar("10.0.0.9", json!({"terminated": {"exitCode": 137}}), 0),
+        ),
+        pod(
+            "young",
+            json!({}),
+            with_sidecar("10.0.0.10", json!({"waiting": {}}), 0),
+        ),
+        pod(
+            "again",
+            json!({}),
+            with_sidecar("10.0.0.11", json!({"running": {}}), 2),
+        ),
+        pod(
             "ended",
             json!({}),
             json!({"phase": "Succeeded", "podIP": "10.0.0.6"}),
@@ -59,7 +86,10 @@ fn all_pods_with_an_address_are_named_until_they_have_ended() {
         ),
     ];
     let (list, due) = Replicas::default().list(&pods, None).unwrap();
-    assert_eq!(names(&list), ["a", "c", "leaving", "starting"]);
+    assert_eq!(
+        names(&list),
+        ["a", "again", "c", "leaving", "starting", "young"]
+    );
     assert_eq!(due, None);
 }
 

@@ -33,6 +33,20 @@ pub fn sidecar_runs(pod: &Pod) -> bool {
         })
 }
 
+/// Whether the sidecar has run, and does not now: its ports are free for whatever
+/// else is in the pod.
+pub fn sidecar_is_down(pod: &Pod) -> bool {
+    let statuses = pod.status.as_ref();
+    let statuses = statuses.and_then(|status| status.init_container_statuses.as_ref());
+    let mut statuses = statuses.into_iter().flatten();
+    statuses.any(|status| {
+        let state = status.state.as_ref();
+        let is_running = state.is_some_and(|state| state.running.is_some());
+        let has_ended = state.is_some_and(|state| state.terminated.is_some());
+        status.name == SIDECAR_CONTAINER && !is_running && (has_ended || status.restart_count > 0)
+    })
+}
+
 /// Whether the pod is there to stay.
 pub fn is_live(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none() && !is_finished(pod)

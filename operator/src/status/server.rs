@@ -8,7 +8,7 @@ use crds::{
 };
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::ResourceExt;
-use policy::report::{Report, UpstreamState};
+use policy::report::{IssuerReport, IssuerState, Report, UpstreamState};
 
 use super::{
     Stamp, Verdict, clip,
@@ -38,6 +38,8 @@ pub struct Seen<'a> {
     pub wanted: Option<&'a str>,
     /// Whether the bundle has limits.
     pub limits: bool,
+    /// Whether the server asks for no token.
+    pub anonymous: bool,
     /// The Deployment, where it is ours.
     pub deployment: Option<&'a Deployment>,
     /// The pods.
@@ -59,6 +61,7 @@ pub fn status(seen: &Seen<'_>, stamp: Stamp<'_>) -> McpServerStatus {
         stamp.condition(ConditionType::Programmed, programmed(seen)),
         stamp.condition(ConditionType::Ready, or_refused(ready(seen))),
         stamp.condition(ConditionType::Enforced, or_refused(enforced(seen))),
+        stamp.condition(ConditionType::AuthReady, or_refused(auth_ready(seen))),
     ];
     let (tool_count, tools) = tools(seen);
     let replicas = seen
@@ -194,10 +197,14 @@ fn ready(seen: &Seen<'_>) -> Verdict {
     let trouble = live
         .iter()
         .find_map(|pod| trouble(pod))
+        .or_else(|| live.iter().find_map(|pod| certificate(seen, pod)))
         .or_else(|| live.iter().find_map(|pod| failed(pod)))
+        .or_else(|| live.iter().find_map(|pod| unpublished(seen, pod)))
         .or_else(|| replica_failure(seen.deployment?));
     if serving > 0 {
-        let more = trouble.map(|t| format!("; but {}", t.message));
+        let trouble = trouble.map(|trouble| trouble.message);
+        let more = trouble.or_else(|| waiting(seen, &live));
+        let more = more.map(|more| format!("; but {more}"));
         let message = format!(
             "{serving} of {} serving{}.",
             pods(live.len()),
@@ -221,15 +228,75 @@ fn starting(seen: &Seen<'_>, live: &[&Pod]) -> String {
     if live.is_empty() {
         return "No pod exists yet.".to_owned();
     }
-    let said = live.iter().find_map(|pod| {
-        let message = tail(&report(seen, pod)?.upstream.message, MAX_WORDS);
+    let reports = || live.iter().filter_map(|pod| report(seen, pod));
+    let said = reports().find_map(|report| {
+        let message = tail(&report.upstream.message, MAX_WORDS);
         (!message.is_empty()).then(|| format!(" Its sidecar says: {message}."))
+    });
+    let waits = waiting(seen, live).map(|waits| format!(" Now {waits}."));
+    let said = said.or_else(|| {
+        let mut keys = reports().filter_map(|report| report.identity.as_ref());
+        let waits = keys.any(|key| !key.published);
+        waits.then(|| " The key by which it asserts who calls is being published.".to_owned())
     });
     format!(
         "Waiting for {} to get ready.{}",
         pods(live.len()),
-        said.unwrap_or_default()
+        said.or(waits).unwrap_or_default()
     )
+}
+
+/// What pods that have not started cannot do without: neither pod nor Deployment
+/// tells that a Secret is missing.
+fn waiting(seen: &Seen<'_>, live: &[&Pod]) -> Option<String> {
+    let waiting = live.iter().filter(|pod| !sidecar_runs(pod)).count();
+    let spec = seen.deployment?.spec.as_ref()?.template.spec.as_ref()?;
+    let volumes = spec.volumes.iter().flatten();
+    let projected = volumes.filter_map(|volume| volume.projected.as_ref()?.sources.as_ref());
+    let secrets = projected
+        .flatten()
+        .filter_map(|source| source.secret.as_ref())
+        .filter(|secret| secret.optional != Some(true));
+    let secrets = secrets.map(|secret| {
+        let keys = secret.items.iter().flatten().map(|item| item.key.as_str());
+        let keys: Vec<_> = keys.collect();
+        format!("Secret {} ({})", secret.name, keys.join(", "))
+    });
+    let secrets: Vec<_> = secrets.collect();
+    (waiting > 0 && !secrets.is_empty()).then(|| {
+        format!(
+            "{} cannot start without {}",
+            pods(waiting),
+            secrets.join(", ")
+        )
+    })
+}
+
+/// Why the MCP port of a pod has no certificate, or only an older one.
+fn certificate(seen: &Seen<'_>, pod: &Pod) -> Option<Trouble> {
+    let tls = report(seen, pod)?.tls.as_ref()?;
+    let error = tail(tls.error.as_ref()?, MAX_WORDS);
+    let instead = match tls.certificate {
+        Some(_) => " (the one before it stays in use)",
+        None => "",
+    };
+    let pod = pod.name_any();
+    Some(Trouble {
+        reason: Reason::CertificateInvalid,
+        message: format!(
+            "the certificate of spec.tls cannot be used by pod {pod}{instead}: {error}"
+        ),
+    })
+}
+
+/// Why the server could not check who calls by the assertions of this pod.
+fn unpublished(seen: &Seen<'_>, pod: &Pod) -> Option<Trouble> {
+    let why = seen.sights.get(&pod.uid()?)?.key.as_ref()?;
+    let why = tail(why, MAX_WORDS);
+    Some(Trouble {
+        reason: Reason::Starting,
+        message: format!("the key of pod {} is not published: {why}", pod.name_any()),
+    })
 }
 
 fn capital(text: &str) -> String {
@@ -256,6 +323,49 @@ fn enforced(seen: &Seen<'_>) -> Verdict {
     match seen.limits && replicas > 1 {
         true => per_replica(replicas),
         false => Verdict::yes(Reason::Enforced, "All rules and limits hold as written."),
+    }
+}
+
+/// Whether the sidecars can check the tokens of all issuers.
+fn auth_ready(seen: &Seen<'_>) -> Verdict {
+    if seen.anonymous {
+        return Verdict::yes(Reason::Anonymous, "No token is asked for.");
+    }
+    let reports = || {
+        deciding(seen)
+            .into_iter()
+            .filter_map(|pod| report(seen, pod))
+    };
+    let issuers: Vec<_> = reports().flat_map(|report| &report.issuers).collect();
+    let one = |state| issuers.iter().copied().find(|issuer| issuer.state == state);
+    let told = |issuer: &IssuerReport| (clip(&issuer.name, 63), tail(&issuer.message, MAX_WORDS));
+    if let Some(issuer) = one(IssuerState::Unavailable) {
+        let (name, said) = told(issuer);
+        let message = format!(
+            "The keys of issuer {name} cannot be read, so its tokens are answered with 503. Tried: {said}"
+        );
+        return Verdict::no(Reason::IssuerUnavailable, message);
+    }
+    if let Some(issuer) = one(IssuerState::Stale) {
+        let (name, said) = told(issuer);
+        let message = format!(
+            "The keys of issuer {name} cannot be read anew; the last ones are used until maxKeyAge. Tried: {said}"
+        );
+        return Verdict::no(Reason::IssuerUnavailable, message);
+    }
+    let mut late = one(IssuerState::Pending).map(|issuer| {
+        let (name, _) = told(issuer);
+        format!("The keys of issuer {name} are being read.")
+    });
+    if reports().next().is_none() {
+        late = Some("No sidecar has said yet whether it has the keys.".to_owned());
+    }
+    match late {
+        Some(message) => Verdict::new(ConditionStatus::Unknown, Reason::Pending, message),
+        None => Verdict::yes(
+            Reason::KeysAvailable,
+            "Tokens of all issuers can be checked.",
+        ),
     }
 }
 

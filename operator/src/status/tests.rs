@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use ::policy::report::{
-    BundleReport, RejectedBundle, Report, ToolReport, UpstreamReport, UpstreamState,
+    BundleReport, IdentityReport, IssuerReport, IssuerState, RejectedBundle, Report, TlsReport,
+    ToolReport, UpstreamReport, UpstreamState,
 };
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use serde_json::json;
@@ -65,10 +66,13 @@ fn report(hash: &str, state: UpstreamState) -> Report {
             ..BundleReport::default()
         },
         peers: None,
+        tls: None,
+        identity: None,
         upstream: UpstreamReport {
             state,
             message: "exit status: 2; the end of its standard error: no database".to_owned(),
         },
+        issuers: Vec::new(),
         tools: None,
     }
 }
@@ -80,7 +84,7 @@ fn sights(reports: Vec<Report>) -> Sights {
             format!("u{index}"),
             Sight {
                 report,
-                error: None,
+                ..Sight::default()
             },
         )
     };
@@ -96,6 +100,7 @@ fn seen<'a>(deployment: &'a Deployment, pods: &'a [Pod], sights: &'a Sights) -> 
         policies: 1,
         wanted: Some(WANTED),
         limits: false,
+        anonymous: false,
         deployment: Some(deployment),
         pods: pods.iter().collect(),
         sights,
@@ -304,6 +309,91 @@ fn old_pods_serve_while_new_ones_fail() {
 }
 
 #[test]
+fn a_certificate_that_cannot_be_used_is_told() {
+    let with = |certificate: Option<&str>, error: Option<&str>| Report {
+        tls: Some(TlsReport {
+            certificate: certificate.map(str::to_owned),
+            error: error.map(str::to_owned),
+        }),
+        ..report(WANTED, UpstreamState::Serving)
+    };
+    let one = deployment(1, json!({}));
+    for (ready, report, expected, says) in [
+        (
+            true,
+            with(Some("sha256:a"), None),
+            "True/Serving",
+            "1 of 1 pod serving.",
+        ),
+        (
+            true,
+            with(Some("sha256:a"), Some("tls.key: gone")),
+            "True/Serving",
+            "serving; but the certificate of spec.tls cannot be used by pod p0 (the one before it stays in use): tls.key: gone.",
+        ),
+        (
+            false,
+            with(None, Some("tls.key: gone")),
+            "False/CertificateInvalid",
+            "The certificate of spec.tls cannot be used by pod p0: tls.key: gone",
+        ),
+    ] {
+        let (pods, sights) = ([pod(0, ready, json!({}))], sights(vec![report]));
+        check(
+            &seen(&one, &pods, &sights),
+            ConditionType::Ready,
+            expected,
+            says,
+        );
+    }
+}
+
+#[test]
+fn secrets_without_which_no_pod_starts_are_named() {
+    let mut one = json!({
+        "spec": {"replicas": 1, "selector": {}, "template": {"spec": {"containers": []}}},
+    });
+    let none = Sights::new();
+    let creating = json!({"state": {"waiting": {"reason": "ContainerCreating"}}});
+    let creating = json!({
+        "initContainerStatuses": [container("toolward-sidecar", creating.clone())],
+        "containerStatuses": [container("server", creating)],
+    });
+    let pods = [pod(0, true, json!({})), pod(1, false, creating)];
+    let says = |deployment: &Value, pods: &[Pod], expected: &str, says: &str| {
+        let deployment = object(deployment.clone());
+        check(
+            &seen(&deployment, pods, &none),
+            ConditionType::Ready,
+            expected,
+            says,
+        );
+    };
+    says(
+        &one,
+        &pods[1..],
+        "False/Starting",
+        "Waiting for 1 pod to get ready.",
+    );
+    one["spec"]["template"]["spec"]["volumes"] = json!([
+        {"name": "a", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}},
+        {"name": "b", "projected": {"sources": [{"secret": {"name": "orders-tls", "items": [
+            {"key": "tls.crt", "path": "tls.crt"}, {"key": "tls.key", "path": "tls.key"}]}}]}},
+        {"name": "c", "projected": {"sources": [{"secret": {"name": "acme-ca", "optional": true, "items": [
+            {"key": "ca.crt", "path": "acme.pem"}]}}]}},
+    ]);
+    let waits = "1 pod cannot start without Secret orders-tls (tls.crt, tls.key).";
+    says(&one, &pods[1..], "False/Starting", waits);
+    says(
+        &one,
+        &pods,
+        "True/Serving",
+        &format!("serving; but {waits}"),
+    );
+    says(&one, &pods[..1], "True/Serving", "1 of 1 pod serving.");
+}
+
+#[test]
 fn programmed_counts_sidecars() {
     let one = deployment(1, json!({}));
     let pods = [pod(0, true, json!({})), pod(1, true, json!({}))];
@@ -365,6 +455,7 @@ fn programmed_counts_sidecars() {
         Sight {
             report: None,
             error: Some("does not answer".into()),
+            ..Sight::default()
         },
     )]);
     check(
@@ -373,6 +464,93 @@ fn programmed_counts_sidecars() {
         "False/Pending",
         "the sidecar of pod p0 does not answer",
     );
+}
+
+#[test]
+fn ready_says_why_a_key_is_not_published() {
+    let one = deployment(1, json!({}));
+    let asserting = |published: bool| Report {
+        identity: Some(IdentityReport {
+            kid: "k".into(),
+            published,
+        }),
+        ..report(WANTED, UpstreamState::Serving)
+    };
+    let silent = |published: bool| {
+        let mut report = asserting(published);
+        report.upstream.message.clear();
+        report
+    };
+    let waiting = sights(vec![silent(false)]);
+    check(
+        &seen(&one, &[pod(0, false, json!({}))], &waiting),
+        ConditionType::Ready,
+        "False/Starting",
+        "is being published",
+    );
+    let mut refused = sights(vec![silent(false), silent(true)]);
+    let sight = refused.get_mut("u0").unwrap();
+    sight.key = Some("the token in the answer is not accepted: it is not valid".into());
+    check(
+        &seen(&one, &[pod(0, false, json!({}))], &refused),
+        ConditionType::Ready,
+        "False/Starting",
+        "The key of pod p0 is not published: the token in the answer is not accepted",
+    );
+    let pods = [pod(0, false, json!({})), pod(1, true, json!({}))];
+    check(
+        &seen(&one, &pods, &refused),
+        ConditionType::Ready,
+        "True/Serving",
+        "1 of 2 pods serving; but the key of pod p0 is not published",
+    );
+}
+
+/// What is answered with 503 is told before what still works.
+#[test]
+fn auth_ready_tells_the_worst_first() {
+    let deployment = deployment(2, json!({"replicas": 2}));
+    let pods = [pod(0, true, json!({})), pod(1, true, json!({}))];
+    let issuer = |name: &str, state| IssuerReport {
+        name: name.to_owned(),
+        state,
+        message: format!("tried {name}"),
+    };
+    use IssuerState::{Available, Pending, Stale, Unavailable};
+    for (first, second, expected, says) in [
+        (
+            [Available, Available],
+            [Available, Available],
+            "True/KeysAvailable",
+            "",
+        ),
+        (
+            [Pending, Available],
+            [Available, Available],
+            "Unknown/Pending",
+            "issuer a are being read",
+        ),
+        (
+            [Stale, Available],
+            [Pending, Available],
+            "False/IssuerUnavailable",
+            "issuer a cannot be read anew",
+        ),
+        (
+            [Stale, Available],
+            [Available, Unavailable],
+            "False/IssuerUnavailable",
+            "issuer b cannot be read, so its tokens are answered with 503. Tried: tried b",
+        ),
+    ] {
+        let reports = [first, second].map(|[a, b]| Report {
+            issuers: vec![issuer("a", a), issuer("b", b)],
+            ..report(WANTED, UpstreamState::Serving)
+        });
+        let sights = sights(reports.into());
+        let seen = seen(&deployment, &pods, &sights);
+        check(&seen, ConditionType::AuthReady, expected, says);
+    }
 }
 
 #[test]

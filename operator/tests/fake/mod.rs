@@ -1,4 +1,5 @@
 //! An API server in memory: objects by path, server-side apply as a merge.
+#![allow(dead_code)] // Each test uses a part of it.
 
 use std::{
     collections::BTreeMap,
@@ -16,14 +17,17 @@ use kube::{Client, client::Body, runtime::watcher::Event};
 use operator::{
     Settings,
     board::Board,
+    delivery::Delivery,
     desired::SidecarImage,
     entry::{Entry, Kind},
     events::Events,
+    identity::Identities,
     metrics::Metrics,
     names::Key,
     policies::Policies,
     server::Servers,
     table::{Row, Table},
+    tokens::Tokens,
     world::World,
 };
 use policy::bundle::Issuer;
@@ -38,6 +42,8 @@ struct Store {
     version: u64,
     writes: Vec<String>,
     refused: Option<(Method, String, u16, String)>,
+    /// What a review says of tokens, by token.
+    tokens: BTreeMap<String, Value>,
 }
 
 /// The API server, and an operator's view of it.
@@ -54,15 +60,12 @@ impl Fake {
                 pull_policy: "IfNotPresent".into(),
             },
             allow_anonymous: false,
+            allowed_issuers: Vec::new(),
+            issuer_networks: Vec::new(),
             cluster_domain: "cluster.local".into(),
             account: Key::new("toolward-system", "toolward-operator"),
         };
-        let issuer = Issuer {
-            name: "cluster".into(),
-            issuer: "https://kubernetes.default.svc".into(),
-            service_accounts: true,
-            jwks: json!({"keys": []}),
-        };
+        let issuer = Issuer::cluster("https://kubernetes.default.svc", json!({"keys": []}));
         let (_, current) = tokio::sync::watch::channel(Some(Arc::new(issuer)));
         let operator = "system:serviceaccount:toolward-system:toolward-operator";
         Self {
@@ -168,6 +171,35 @@ impl Fake {
         }
     }
 
+    /// Delivery for these servers, with what the watches told last.
+    pub fn delivery(&self, servers: &Servers) -> Delivery {
+        let account = Key::new("toolward-system", "toolward-operator");
+        let tokens = Arc::new(Tokens::new(self.client(), account));
+        Delivery {
+            client: self.client(),
+            identities: Identities::new(self.client(), tokens.clone()),
+            tokens,
+            board: servers.board.clone(),
+            world: self.world.clone(),
+            metrics: Metrics::default(),
+            servers: Arc::default(),
+        }
+    }
+
+    /// Lets a token be one of a pod, for an audience.
+    pub fn know_token(&self, token: &str, audience: &str, (account, pod, uid): (&str, &str, &str)) {
+        let extra = json!({
+            "authentication.kubernetes.io/pod-name": [pod],
+            "authentication.kubernetes.io/pod-uid": [uid],
+        });
+        let username = format!("system:serviceaccount:shop:{account}");
+        let status = json!({
+            "authenticated": true, "audiences": [audience],
+            "user": {"username": username, "extra": extra},
+        });
+        self.locked(|store| store.tokens.insert(token.to_owned(), status));
+    }
+
     /// The reconciler of policies, with watches that are up to date.
     pub fn policies(&self) -> Policies {
         self.sync();
@@ -226,6 +258,10 @@ impl Store {
     }
 
     fn answer(&mut self, head: &http::request::Parts, body: &[u8]) -> (u16, Value) {
+        let asked = serde_json::from_slice(body).unwrap_or_default();
+        if let Some(answer) = self.of_tokens(head.uri.path(), asked) {
+            return (201, answer);
+        }
         let path = head
             .uri
             .path()
@@ -252,6 +288,26 @@ impl Store {
             (&Method::PATCH, [plural, name, "status"]) => self.patch_status(plural, name, &body),
             _ => (201, body),
         }
+    }
+
+    /// A token of the operator says for what it is; others are known, or not.
+    fn of_tokens(&self, path: &str, mut asked: Value) -> Option<Value> {
+        let audience = asked["spec"]["audiences"][0].clone();
+        if path.ends_with("/serviceaccounts/toolward-operator/token") {
+            let token = format!("operator:{}", audience.as_str().unwrap());
+            asked["status"] =
+                json!({"token": token, "expirationTimestamp": "2100-01-01T00:00:00Z"});
+            return Some(asked);
+        }
+        if path != "/apis/authentication.k8s.io/v1/tokenreviews" {
+            return None;
+        }
+        let known = self.tokens.get(asked["spec"]["token"].as_str().unwrap());
+        let known = known.filter(|status| status["audiences"][0] == audience);
+        let unknown =
+            || json!({"authenticated": false, "error": "no such token for this audience"});
+        asked["status"] = known.cloned().unwrap_or_else(unknown);
+        Some(asked)
     }
 
     fn patch(&mut self, plural: &str, name: &str, patch: Value) -> Value {

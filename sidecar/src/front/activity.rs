@@ -17,12 +17,11 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     sync::Notify,
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
-use super::{HEAD, MAX_HEAD, STUCK, unread};
+use super::{HEAD, MAX_HEAD, STUCK, stream::Stream, unread};
 
 /// After our end is closed, what still comes is thrown away for this time, so
 /// that the kernel does not reset the connection before the answer is read.
@@ -64,7 +63,8 @@ pub enum Overdue {
 }
 
 impl Activity {
-    fn new() -> Arc<Self> {
+    /// Of a connection that begins now.
+    pub fn new() -> Arc<Self> {
         Arc::new(Self {
             start: Instant::now(),
             open: AtomicUsize::new(0),
@@ -107,7 +107,8 @@ impl Activity {
         }
     }
 
-    fn written(&self, is_stuck: bool) {
+    /// Something was written, or the peer takes nothing.
+    pub fn written(&self, is_stuck: bool) {
         match (is_stuck, self.stuck_since.load(Relaxed)) {
             (true, 0) => self.stuck_since.store(self.now(), Relaxed),
             (true, _) | (false, 0) => {}
@@ -201,7 +202,7 @@ impl Drop for InFlight {
 
 /// A socket that notes what happens on it.
 pub struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     activity: Arc<Activity>,
     /// The first line, until it is there.
     first_line: Option<Vec<u8>>,
@@ -217,19 +218,17 @@ pub struct Socket {
 
 impl Socket {
     /// Notes from now on.
-    pub fn new(stream: TcpStream) -> (Self, Arc<Activity>) {
-        let activity = Activity::new();
-        let socket = Self {
+    pub fn new(stream: Stream, activity: Arc<Activity>) -> Self {
+        Self {
             stream,
-            activity: Arc::clone(&activity),
+            activity,
             first_line: Some(Vec::new()),
             is_http2: false,
             is_foreign: false,
             settled: 0,
             instead: Bytes::new(),
             linger: None,
-        };
-        (socket, activity)
+        }
     }
 
     /// What begins neither as HTTP/1 nor as HTTP/2 gets no answer (RFC 9113
@@ -282,9 +281,7 @@ impl Socket {
 
     fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.instead.is_empty() {
-            let written = Pin::new(&mut self.stream).poll_write(cx, &self.instead);
-            self.activity.written(written.is_pending());
-            match ready!(written)? {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.instead))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => self.instead.advance(count),
             }
@@ -322,9 +319,7 @@ impl AsyncWrite for Socket {
         if self.takes(bytes) {
             return Poll::Ready(Ok(bytes.len()));
         }
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.activity.written(written.is_pending());
-        written
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -337,9 +332,7 @@ impl AsyncWrite for Socket {
         {
             return Poll::Ready(Ok(only.len()));
         }
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.activity.written(written.is_pending());
-        written
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

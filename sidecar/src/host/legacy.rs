@@ -25,6 +25,7 @@ use crate::{
     bridge::{self, Client},
     envelope::{Kind, Message, same_id},
     era::{Era, Revision},
+    identity::Assertion,
     link::{Call, Event, Info, Link, OnDrop, Ongoing, Said, Wire},
     upstream::{Forward, UpstreamError},
     wire,
@@ -140,7 +141,7 @@ pub async fn open(
     });
     starting.keep();
     if session.link.era == Era::Modern {
-        session.listen();
+        session.listen(forward.identity.clone());
     }
     host.remember(&forward.principal(), &session);
     Ok((json(StatusCode::OK, answer), Some(session)))
@@ -202,6 +203,7 @@ async fn begin(
         params: params.map(RawValue::get),
         on_drop: OnDrop::Cancel,
         streams: false,
+        identity: forward.identity.as_ref(),
     };
     let answer = async { wire.call(call).await?.answer().await };
     let answer = tokio::time::timeout(patience, answer).await;
@@ -351,7 +353,7 @@ impl LegacySession {
         if asked == 0 {
             return Ok(accepted());
         }
-        let streams = takes_streams(&forward.headers);
+        let (streams, identity) = (takes_streams(&forward.headers), forward.identity.as_ref());
         let (number, log) = self.new_stream()?;
         let left = Arc::new(AtomicUsize::new(asked));
         let failed = Arc::new(OnceLock::new());
@@ -365,7 +367,7 @@ impl LegacySession {
                 id,
                 failed: Arc::clone(&failed),
             };
-            match self.request(message, streams).await {
+            match self.request(message, streams, identity).await {
                 Ok(Begun::Answered(answer)) => finish.answer(answer.into()),
                 Ok(Begun::Ongoing(ongoing, method)) => {
                     let cancels = self.cancellable(&finish.id)?;
@@ -494,7 +496,12 @@ impl LegacySession {
         }
     }
 
-    async fn request(&self, message: &Message<'_>, streams: bool) -> Result<Begun, UpstreamError> {
+    async fn request(
+        &self,
+        message: &Message<'_>,
+        streams: bool,
+        identity: Option<&Assertion>,
+    ) -> Result<Begun, UpstreamError> {
         let Kind::Request { method, params } = &message.kind else {
             return Err(UpstreamError::Refused("no request".into()));
         };
@@ -529,7 +536,7 @@ impl LegacySession {
                 match era {
                     Era::Modern => {
                         if is_changed {
-                            self.listen();
+                            self.listen(identity.cloned());
                         }
                         is_answered = true;
                     }
@@ -561,6 +568,7 @@ impl LegacySession {
             params: params.as_deref(),
             on_drop: OnDrop::Abandon,
             streams,
+            identity,
         };
         Ok(Begun::Ongoing(
             self.link.wire.call(call).await?,
@@ -593,7 +601,7 @@ impl LegacySession {
 
     /// Listens to a modern server in the name of this session, anew after each
     /// change of its subscriptions.
-    fn listen(&self) {
+    fn listen(&self, identity: Option<Assertion>) {
         let uris: Vec<String> = {
             let subscriptions = self
                 .subscriptions
@@ -619,6 +627,7 @@ impl LegacySession {
                 params: Some(&params),
                 on_drop: OnDrop::Cancel,
                 streams: true,
+                identity: identity.as_ref(),
             };
             let Ok(mut ongoing) = wire.call(call).await else {
                 return;

@@ -15,6 +15,7 @@ use crate::{
     bridge,
     envelope::{Kind, Message},
     era::Era,
+    identity::Assertion,
     link::{Call, Event, Link, OnDrop, Ongoing},
     sse,
     upstream::{Forward, UpstreamError},
@@ -54,7 +55,9 @@ pub async fn post(host: &Host, forward: &Forward<'_>) -> Result<Response<Body>, 
                 bridge::discovery(id, &pooled.link.info),
             ));
         }
-        (Era::Legacy, "subscriptions/listen") => return listen(pooled, id, *params).await,
+        (Era::Legacy, "subscriptions/listen") => {
+            return listen(pooled, id, *params, forward.identity.as_ref()).await;
+        }
         _ => {}
     }
     let params = match era {
@@ -69,6 +72,7 @@ pub async fn post(host: &Host, forward: &Forward<'_>) -> Result<Response<Body>, 
         params: params.as_deref(),
         on_drop: OnDrop::Cancel,
         streams,
+        identity: forward.identity.as_ref(),
     };
     let ongoing = pooled.link.wire.call(call).await?;
     let reply = Reply {
@@ -178,6 +182,7 @@ async fn listen(
     pooled: Pooled,
     id: &str,
     params: Option<&RawValue>,
+    identity: Option<&Assertion>,
 ) -> Result<Response<Body>, UpstreamError> {
     let wanted = |name: &str| {
         wire::member(params, &["notifications", name]).is_some_and(|raw| raw.get() == "true")
@@ -203,7 +208,7 @@ async fn listen(
     };
     if pooled.link.info.has(&["resources", "subscribe"]) {
         for uri in uris {
-            subscribed.add(uri).await?;
+            subscribed.add(uri, identity).await?;
         }
     }
     if !subscribed.uris.is_empty() {
@@ -303,14 +308,18 @@ struct Subscribed {
 }
 
 impl Subscribed {
-    async fn add(&mut self, uri: String) -> Result<(), UpstreamError> {
+    async fn add(
+        &mut self,
+        uri: String,
+        identity: Option<&Assertion>,
+    ) -> Result<(), UpstreamError> {
         let is_first = self.pooled.hub.subscribe(&uri);
         self.uris.push(uri.clone());
         if is_first {
             let params = json!({"uri": uri}).to_string();
             self.pooled
                 .link
-                .ask("resources/subscribe", &params, SUBSCRIBE)
+                .ask_for(identity, "resources/subscribe", &params, SUBSCRIBE)
                 .await?;
         }
         Ok(())

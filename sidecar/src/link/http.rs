@@ -17,6 +17,7 @@ use crate::{
     body::Body,
     envelope::{Kind, Message},
     era::{self, Era, MCP_METHOD, MCP_NAME, PROTOCOL_VERSION, Revision},
+    identity,
     request::is_type,
     sse,
     upstream::{
@@ -219,7 +220,10 @@ impl HttpClient {
             }
             (_, params) => params.map(str::to_owned),
         };
-        let headers = self.headers(Some(call.method), params.as_deref());
+        let mut headers = self.headers(Some(call.method), params.as_deref());
+        if let Some(assertion) = call.identity {
+            headers.insert(identity::HEADER, assertion.header());
+        }
         let exchange = Exchange {
             client: Arc::clone(self),
             own,

@@ -20,6 +20,7 @@ use tokio::{
 use crate::{
     envelope::{Kind, Members, Message},
     era::{Era, META_CAPABILITIES, META_VERSION, Revision},
+    identity::Assertion,
     upstream::UpstreamError,
     wire,
 };
@@ -48,6 +49,8 @@ pub struct Call<'a> {
     pub on_drop: OnDrop,
     /// Whether whoever asked can take messages before the answer.
     pub streams: bool,
+    /// Who asks, where the server is told; the sidecar itself is nobody.
+    pub identity: Option<&'a Assertion>,
 }
 
 /// What happens when whoever asked goes away.
@@ -211,6 +214,7 @@ impl Wire {
         &self,
         method: &str,
         params: Option<&str>,
+        identity: Option<&Assertion>,
         patience: Duration,
     ) -> Result<Asked, UpstreamError> {
         let on_drop = match method {
@@ -224,6 +228,7 @@ impl Wire {
             params,
             on_drop,
             streams: false,
+            identity,
         };
         let answer = async { self.call(call).await?.answer().await };
         let answer = timeout(patience, answer)
@@ -401,7 +406,7 @@ impl Link {
         let method = "server/discover";
         let params = format!(r#"{{"_meta":{}}}"#, own_meta());
         let result = wire
-            .ask(method, Some(&params), patience)
+            .ask(method, Some(&params), None, patience)
             .await?
             .result(method)?;
         let speaks: Vec<String> = wire::member(Some(&result), &["supportedVersions"])
@@ -439,7 +444,7 @@ impl Link {
             "clientInfo": own_info(),
         });
         let result = wire
-            .ask(method, Some(&params.to_string()), patience)
+            .ask(method, Some(&params.to_string()), None, patience)
             .await?
             .result(method)?;
         let info = Arc::new(Info::of(&result, Era::Legacy)?);
@@ -465,6 +470,20 @@ impl Link {
         params: &str,
         patience: Duration,
     ) -> Result<Box<RawValue>, UpstreamError> {
+        self.ask_for(None, method, params, patience).await
+    }
+
+    /// The same in the name of a caller.
+    ///
+    /// # Errors
+    /// There is no result.
+    pub async fn ask_for(
+        &self,
+        identity: Option<&Assertion>,
+        method: &str,
+        params: &str,
+        patience: Duration,
+    ) -> Result<Box<RawValue>, UpstreamError> {
         let params = match self.era {
             Era::Legacy => params.to_owned(),
             Era::Modern => {
@@ -472,7 +491,7 @@ impl Link {
             }
         };
         self.wire
-            .ask(method, Some(&params), patience)
+            .ask(method, Some(&params), identity, patience)
             .await?
             .result(method)
     }

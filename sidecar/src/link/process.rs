@@ -200,19 +200,34 @@ impl Process {
     /// # Errors
     /// The process is gone, or too much is in flight.
     pub async fn call(self: &Arc<Self>, call: Call<'_>) -> Result<Ongoing, UpstreamError> {
-        let raw: Option<&RawValue> = call
-            .params
-            .and_then(|params| serde_json::from_str(params).ok());
+        let params = call.params;
+        let raw: Option<&RawValue> = params.and_then(|params| serde_json::from_str(params).ok());
         let token = wire::member(raw, &["_meta", "progressToken"]).map(ToOwned::to_owned);
         let logs = wire::member(raw, &["_meta", "io.modelcontextprotocol/logLevel"]).is_some();
-        let (sink, ongoing, number) = {
+        // Before it counts as sent: what cannot be written must leave nothing behind.
+        let number = self.number();
+        let own = number.to_string();
+        let params = match (&token, params) {
+            (Some(_), Some(params)) => {
+                let with_own = wire::edit(params, &["_meta", "progressToken"], Some(&own));
+                Some(with_own.map_err(UpstreamError::Refused)?)
+            }
+            (_, params) => params.map(str::to_owned),
+        };
+        // Last: with it, there may be more members than are read.
+        let params = match call.identity {
+            Some(assertion) => {
+                let told = assertion.in_params(params.as_deref());
+                Some(told.map_err(UpstreamError::Refused)?)
+            }
+            None => params,
+        };
+        let (sink, ongoing) = {
             let mut state = self.state();
             if state.pending.len() >= MAX_PENDING {
                 let message = format!("{MAX_PENDING} calls are in flight in one process");
                 return Err(UpstreamError::Overloaded(message));
             }
-            let number = state.next;
-            state.next += 1;
             let forget = Forget {
                 process: Arc::clone(self),
                 number,
@@ -227,17 +242,9 @@ impl Process {
                 logs,
             };
             state.pending.insert(number, pending);
-            (sink, ongoing, number)
+            (sink, ongoing)
         };
         drop(sink);
-        let own = number.to_string();
-        let params = match (&token, call.params) {
-            (Some(_), Some(params)) => {
-                let with_own = wire::edit(params, &["_meta", "progressToken"], Some(&own));
-                Some(with_own.map_err(UpstreamError::Refused)?)
-            }
-            (_, params) => params.map(str::to_owned),
-        };
         let request = wire::message(Some(&own), call.method, params.as_deref());
         match self.send(wire::line(request).into()).await {
             Ok(()) => Ok(ongoing),
@@ -246,6 +253,14 @@ impl Process {
                 Err(error)
             }
         }
+    }
+
+    /// The number of the next request.
+    fn number(&self) -> u64 {
+        let mut state = self.state();
+        let number = state.next;
+        state.next += 1;
+        number
     }
 
     async fn read_all(&self, mut read: ReadHalf<Duplex>) -> String {

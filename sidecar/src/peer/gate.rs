@@ -35,18 +35,18 @@ async fn check<B>(shared: &Shared, active: &Active, request: &Request<B>) -> Res
     let audience = audience.ok_or(Reason::WrongAudience)?;
     let mut tokens = request.headers().get_all(HEADER).iter();
     let token = match (tokens.next(), tokens.next()) {
-        (Some(token), None) => token.to_str().map_err(|_| Reason::TokenInvalid)?,
+        (Some(token), None) => token.to_str().map_err(|_| Reason::TokenMalformed)?,
         (None, _) => return Err(Reason::TokenMissing),
-        (Some(_), Some(_)) => return Err(Reason::TokenInvalid),
+        (Some(_), Some(_)) => return Err(Reason::TokenMalformed),
     };
     let pod = active.authenticator.pod(token, audience, now())?;
     if pod.namespace != active.bundle.server.namespace {
-        return Err(Reason::TokenInvalid);
+        return Err(Reason::ClaimInvalid);
     }
     // A pod that is not in the list is another server's, or gone.
     match shared.peers.find(&pod.name).await {
         Some(_) => Ok(()),
-        None => Err(Reason::TokenInvalid),
+        None => Err(Reason::ClaimInvalid),
     }
 }
 

@@ -3,24 +3,40 @@
 
 use std::sync::Arc;
 
-use http::{Method, StatusCode};
+use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
 use policy::Reason;
+use serde_json::value::RawValue;
 
 use super::{Element, Exchange, now};
 use crate::{
-    envelope::Messages,
+    body::Body,
+    envelope::{Kind, Message, Messages},
     era::{self, Era, Revision},
     peer::{Owner, Peer, ViaPeer},
     refusal::Refusal,
     request,
     sessions::{SESSION_ID, Session},
-    upstream::UpstreamError,
+    state,
+    upstream::{Principal, UpstreamError},
+    wire,
 };
+
+/// A request that stands alone, and its method and params.
+fn request_of<'m>(messages: &'m Messages<'m>) -> Option<(&'m Message<'m>, &'m str, &'m RawValue)> {
+    let message = messages.list.first().filter(|_| !messages.is_batch)?;
+    match &message.kind {
+        Kind::Request {
+            method,
+            params: Some(params),
+        } => Some((message, method, params)),
+        _ => None,
+    }
+}
 
 impl Exchange {
     /// Names, method, token, headers: all that has to hold before the body is read.
-    pub(super) fn admit(&mut self) -> Result<(), Refusal> {
+    pub(super) async fn admit(&mut self) -> Result<(), Refusal> {
         request::check_names(&self.parts, &self.active)?;
         let allowed = match self.era {
             Era::Legacy => &[Method::GET, Method::POST, Method::DELETE][..],
@@ -44,10 +60,10 @@ impl Exchange {
         let caller = self
             .active
             .authenticator
-            .authenticate(&self.parts.headers, now());
-        self.caller = Some(
-            caller.map_err(|reason| Refusal::unauthorized(reason, &self.active.bundle.audience))?,
-        );
+            .authenticate(&self.parts.headers, now())
+            .await;
+        self.caller = Some(caller.map_err(|reason| Refusal::unauthorized(reason, &self.active))?);
+        self.shared.identity.check(&self.active.bundle)?;
         request::check_headers(&self.parts.method, &self.parts.headers)
     }
 
@@ -73,6 +89,55 @@ impl Exchange {
             Owner::Peer(peer) => Some(peer),
             Owner::Here | Owner::Unknown => None,
         }
+    }
+
+    /// Opens the `requestState` of a request, or has the replica answer that it
+    /// came from.
+    ///
+    /// # Errors
+    /// It was not given to this caller, or that replica is gone; with the id of
+    /// the request.
+    pub(super) async fn brought_back(
+        &mut self,
+    ) -> Result<Option<Response<Body>>, (Option<Box<RawValue>>, Refusal)> {
+        if self.era != Era::Modern || !state::may_be_in(&self.body) {
+            return Ok(None);
+        }
+        let body = self.body.clone();
+        // What cannot be read is refused where all messages are read.
+        let Ok(messages) = Messages::parse(&body) else {
+            return Ok(None);
+        };
+        let Some((message, method, params)) = request_of(&messages) else {
+            return Ok(None);
+        };
+        let Some(sealed) = wire::member(Some(params), &[state::MEMBER]) else {
+            return Ok(None);
+        };
+        let refused = |refusal| (message.id.map(ToOwned::to_owned), refusal);
+        let sealed: String = serde_json::from_str(sealed.get())
+            .map_err(|_| refused(Refusal::malformed("params.requestState is no string")))?;
+        let owner = match state::replica(&sealed) {
+            Some(replica) => self.shared.peers.replica(replica).await,
+            None => Owner::Unknown,
+        };
+        if let Owner::Peer(peer) = &owner
+            && self.parts.extensions.get::<ViaPeer>().is_none()
+        {
+            let relayed = self.shared.peers.forward(peer, &self.parts, body.clone());
+            return relayed.await.map(Some).map_err(refused);
+        }
+        let principal = Principal::of(self.caller());
+        let opened = match owner {
+            Owner::Here => self.shared.strays.seal.open(&sealed, &principal),
+            _ => None,
+        };
+        let opened = opened.ok_or_else(|| refused(Refusal::unknown_state()))?;
+        let opened = serde_json::Value::from(opened).to_string();
+        let params = wire::edit(params.get(), &[state::MEMBER], Some(&opened))
+            .map_err(|error| refused(Refusal::malformed(error)))?;
+        self.body = wire::message(message.id.map(RawValue::get), method, Some(&params)).into();
+        Ok(None)
     }
 
     /// Revision, session, and what each message asks for.

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use policy::{Operation, decide};
 
@@ -12,19 +12,22 @@ use super::{Exchange, now};
 use crate::{
     body::{self, Body, FilteredEvents, Guarded},
     config::Active,
+    era::Era,
     fit::{Fit, Fitted},
     front::Phase,
     method::Action,
     refusal::Refusal,
     request,
     sessions::Session,
-    sse,
+    sse, state,
     upstream::UpstreamError,
 };
 
 /// Largest answer that has to be read whole, as lists in JSON have, and resources
 /// in revision 2026-07-28, which say who may cache them.
 const MAX_WHOLE: usize = 16 * 1024 * 1024;
+/// Largest answer in JSON whose `requestState` works. A longer one streams.
+const MAX_WITH_STATE: usize = 256 * 1024;
 
 impl Exchange {
     pub(super) fn fitted(&self, session: Option<Arc<Session>>, tool: Option<String>) -> Fit {
@@ -70,11 +73,21 @@ impl Exchange {
             ))
             .into());
         }
-        if !(asked == Some(true) && is_json && head.status.is_success()) {
-            return Ok(Response::from_parts(head, inner));
-        }
+        let is_answer = is_json && head.status.is_success();
         let invalid = |error: String| Refusal::from(UpstreamError::Invalid(error));
-        let whole = whole(inner).await?;
+        let whole = match asked {
+            Some(true) if is_answer => whole(inner).await?,
+            // It may have something for the caller to bring back.
+            Some(false) if is_answer && self.era == Era::Modern => {
+                let beginning = body::beginning(inner, MAX_WITH_STATE).await;
+                match beginning.map_err(|error| invalid(error.to_string()))? {
+                    Ok(whole) if state::may_be_in(&whole) => whole,
+                    Ok(whole) => return Ok(Response::from_parts(head, body::full(whole))),
+                    Err(long) => return Ok(Response::from_parts(head, long)),
+                }
+            }
+            _ => return Ok(Response::from_parts(head, inner)),
+        };
         head.headers.remove(header::CONTENT_LENGTH);
         let fitted = match fit.data(&whole).map_err(invalid)? {
             Fitted::Same => whole,
@@ -84,14 +97,22 @@ impl Exchange {
         Ok(Response::from_parts(head, body::full(fitted)))
     }
 
-    /// Whether an open stream may go on. Where issuers or keys have changed, the
-    /// caller has to prove itself again.
+    /// Whether an open stream may go on. Where issuers or their keys are others
+    /// than before, its token has to say of the caller what it said.
     fn still_allowed(&self, actions: &[&Action]) -> body::StillAllowed {
         let (shared, caller) = (Arc::clone(&self.shared), self.caller.clone());
         let caller = caller.unwrap_or_default();
         let actions: Vec<Action> = actions.iter().copied().cloned().collect();
         let authenticator = Arc::clone(&self.active.authenticator);
+        let token = token_of(&self.parts.headers);
         Box::new(move || {
+            let is_same = |active: &Active| {
+                Arc::ptr_eq(&active.authenticator, &authenticator)
+                    || active
+                        .authenticator
+                        .again(&token, now())
+                        .is_ok_and(|again| *again == *caller)
+            };
             let may = |active: &Active, action: &Action| {
                 let tool = match action {
                     Action::Task(task) => shared.strays.tool_of(task, &caller),
@@ -106,8 +127,7 @@ impl Exchange {
                 operations.is_some_and(|operations| operations.into_iter().all(may))
             };
             shared.config.active().is_some_and(|active| {
-                Arc::ptr_eq(&active.authenticator, &authenticator)
-                    && actions.iter().all(|action| may(&active, action))
+                is_same(&active) && actions.iter().all(|action| may(&active, action))
             })
         })
     }
@@ -144,6 +164,13 @@ impl Exchange {
             tokio::select! { () = expired => false, () = drained => true }
         })
     }
+}
+
+/// What a request says of its caller, kept for as long as its answer streams.
+fn token_of(headers: &HeaderMap) -> HeaderMap {
+    let values = headers.get_all(header::AUTHORIZATION).iter();
+    let values = values.map(|value| (header::AUTHORIZATION, value.clone()));
+    values.collect()
 }
 
 async fn whole(body: Body) -> Result<Bytes, Refusal> {

@@ -68,16 +68,30 @@ impl Exchange {
             return (Err(refusal), None);
         };
         let (mut allowed, mut limits) = ((Reason::AlwaysAllowed, None), Vec::new());
+        // Told only where nothing else is in the way, and all of them at once.
+        let (mut scopes, mut scoped) = (Vec::new(), None);
         for operation in operations {
             let decision = decide(&self.active.bundle, self.caller(), operation, now());
             let rule = decision
                 .rule
                 .map(|rule| (rule.policy.as_str(), rule.name.as_str()));
             if decision.effect == Effect::Deny {
-                return (Err(self.denial(decision.reason, operation)), rule);
+                if decision.reason != Reason::InsufficientScope {
+                    return (Err(self.denial(decision.reason, operation)), rule);
+                }
+                scopes.extend_from_slice(decision.scopes);
+                scoped = scoped.or(rule);
+                continue;
             }
             allowed = (decision.reason, rule);
             limits.extend(decision.limits);
+        }
+        if !scopes.is_empty() {
+            scopes.sort();
+            scopes.dedup();
+            let had = &self.caller().scopes;
+            let refusal = Refusal::insufficient_scope(&scopes, had, &self.active);
+            return (Err(refusal), scoped);
         }
         if let Err(refusal) = self.fits(element, session) {
             return (Err(refusal), None);
@@ -107,7 +121,7 @@ impl Exchange {
             Operation::Prompt(name) => ("prompt", name),
             Operation::Resource(uri) | Operation::Template(uri) => ("resource", uri),
             Operation::Open => {
-                return Refusal::unauthorized(reason, &self.active.bundle.audience);
+                return Refusal::unauthorized(reason, &self.active);
             }
         };
         Refusal::unknown(reason, what, name, self.era)

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode};
 use policy::Reason;
 
-use super::{Element, Exchange};
+use super::{Element, Exchange, now};
 use crate::{
     body::Body,
     envelope::Message,
@@ -36,7 +36,7 @@ impl Exchange {
                 Bytes::from(format!("[{}]", texts.join(",")))
             }
         };
-        let forward = self.forward(messages, is_batch, body, session.clone());
+        let forward = self.forward(messages, is_batch, body, session.clone())?;
         let is_handshake = forward.handshake().is_some();
         let answer = self
             .shared
@@ -89,7 +89,7 @@ impl Exchange {
         self.log(method, Some(&Action::Open), Ok(Reason::AlwaysAllowed), None)
             .await?;
         let is_old = session.is_none() && !self.parts.headers.contains_key(PROTOCOL_VERSION);
-        let forward = self.forward(Vec::new(), false, self.body.clone(), session.clone());
+        let forward = self.forward(Vec::new(), false, self.body.clone(), session.clone())?;
         let answer = self.shared.upstream.forward(forward).await;
         let answer = match answer {
             Ok(answer) if is_old && answer.response.status().is_client_error() => {
@@ -115,8 +115,9 @@ impl Exchange {
         is_batch: bool,
         body: Bytes,
         session: Option<Arc<Session>>,
-    ) -> Forward<'a> {
-        Forward {
+    ) -> Result<Forward<'a>, Refusal> {
+        let (identity, bundle) = (&self.shared.identity, &self.active.bundle);
+        Ok(Forward {
             method: self.parts.method.clone(),
             headers: request::forwarded_headers(&self.parts.headers, self.era),
             body,
@@ -125,7 +126,8 @@ impl Exchange {
             era: self.era,
             session,
             caller: self.caller(),
-        }
+            identity: identity.assertion(bundle, self.caller(), now())?,
+        })
     }
 }
 

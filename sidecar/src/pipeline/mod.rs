@@ -29,8 +29,10 @@ use crate::{
     era::{self, Era},
     front,
     guard::{self, Guard},
+    identity::foreign,
     method::{self, Action},
     refusal::Refusal,
+    request,
     sessions::Session,
 };
 
@@ -51,6 +53,15 @@ pub async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Respons
         return Refusal::new(Reason::NoBundle, StatusCode::SERVICE_UNAVAILABLE, message)
             .into_response(None);
     };
+    if let Some(resource) = &active.resource
+        && resource.is_metadata(parts.uri.path())
+    {
+        front::discard(&parts.headers, incoming).await;
+        return match request::check_host(&parts, &active) {
+            Ok(()) => resource.metadata(&parts.method),
+            Err(refusal) => refusal.into_response(None),
+        };
+    }
     if parts.uri.path() != active.path {
         front::discard(&parts.headers, incoming).await;
         return Refusal::new(
@@ -73,7 +84,7 @@ pub async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Respons
         body: Bytes::new(),
         era,
     };
-    let admitted = match exchange.admit() {
+    let admitted = match exchange.admit().await {
         Ok(()) => exchange.read_body(incoming).await,
         Err(refusal) => {
             front::discard(&exchange.parts.headers, incoming).await;
@@ -163,18 +174,35 @@ impl Exchange {
             let answer = answer.unwrap_or_else(|refusal| refusal.into_response(None));
             return (method, answer);
         }
-        let body = self.body.clone();
-        let messages = match Messages::parse(&body) {
-            Ok(messages) => messages,
-            Err(fault) => return self.malformed(Refusal::malformed(fault), None).await,
-        };
+        match self.brought_back().await {
+            Ok(None) => {}
+            Ok(Some(relayed)) => return (method::label("response"), relayed),
+            Err((id, refusal)) => return self.malformed(refusal, id.as_deref()).await,
+        }
+        // Once more where the caller says what only we say, and without it.
+        loop {
+            let body = self.body.clone();
+            let read = Messages::parse(&body).and_then(|messages| {
+                let without = foreign::removed(&messages)?;
+                Ok((messages, without))
+            });
+            match read {
+                Ok((_, Some(without))) => self.body = without,
+                Ok((messages, None)) => return self.posted(&messages).await,
+                Err(fault) => return self.malformed(Refusal::malformed(fault), None).await,
+            }
+        }
+    }
+
+    /// The answer to what was posted.
+    async fn posted(&mut self, messages: &Messages<'_>) -> (&'static str, Response<Body>) {
         let only = messages.list.first().filter(|_| !messages.is_batch);
         let id = only.and_then(|message| match message.kind {
             Kind::Request { .. } => message.id,
             _ => None,
         });
-        match self.read(&messages) {
-            Ok((elements, session)) => self.post(&messages, &elements, session).await,
+        match self.read(messages) {
+            Ok((elements, session)) => self.post(messages, &elements, session).await,
             Err(refusal) => self.malformed(refusal, id).await,
         }
     }
@@ -246,7 +274,9 @@ impl Exchange {
             user: None,
             agent: None,
             groups: Vec::new(),
+            scopes: Vec::new(),
             service_account: None,
+            pod: None,
             expires_at: None,
         };
         self.caller.as_deref().unwrap_or(&NOBODY)

@@ -163,6 +163,20 @@ pub enum Fault {
 /// # Errors
 /// The first fault that is found.
 pub fn check(body: &[u8]) -> Result<(), Fault> {
+    check_at(Place::Body, body)
+}
+
+/// Checks that data can be read in one way only: JSON that is no message, such
+/// as the claims of a token. No name has a meaning there, so that names which
+/// differ by case alone are different names.
+///
+/// # Errors
+/// The first fault that is found.
+pub fn check_data(data: &[u8]) -> Result<(), Fault> {
+    check_at(Place::Free, data)
+}
+
+fn check_at(place: Place, body: &[u8]) -> Result<(), Fault> {
     if body.len() >= MAX_BODY {
         return Err(Fault::TooLong);
     }
@@ -181,7 +195,7 @@ pub fn check(body: &[u8]) -> Result<(), Fault> {
         names: Vec::with_capacity(FEW),
         hashes: Vec::new(),
     };
-    reader.value(Place::Body)?;
+    reader.value(place)?;
     reader.space();
     if reader.at < body.len() {
         return reader.expected("the end");

@@ -44,6 +44,7 @@ pub(super) const META: &[&str] = &[
     "io.modelcontextprotocol/related-task",
     "io.modelcontextprotocol/subscriptionId",
     "progressToken",
+    "toolward.dev/identity",
     "traceparent",
     "tracestate",
 ];

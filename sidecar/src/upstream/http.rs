@@ -8,8 +8,8 @@ use http::{
 };
 use http_body_util::{BodyExt, Full};
 
-use super::{Answer, Forward, ParamHeaders, UpstreamError, pool::Pool};
-use crate::{body::Body, era::ParamHeader, sessions::At};
+use super::{Answer, Forward, ParamHeaders, UpstreamError, credential::Credential, pool::Pool};
+use crate::{body::Body, era::ParamHeader, identity, sessions::At};
 
 pub use crate::sessions::SESSION_ID;
 
@@ -25,6 +25,7 @@ pub struct Server {
     /// Its `Host`: made once, not for each request.
     host: HeaderValue,
     params: Arc<ParamHeaders>,
+    credential: Option<Arc<Credential>>,
 }
 
 impl Server {
@@ -32,7 +33,11 @@ impl Server {
     ///
     /// # Errors
     /// What is wrong with the URL.
-    pub fn new(uri: Uri, params: Arc<ParamHeaders>) -> Result<Self, String> {
+    pub fn new(
+        uri: Uri,
+        params: Arc<ParamHeaders>,
+        credential: Option<Arc<Credential>>,
+    ) -> Result<Self, String> {
         if uri.scheme_str() != Some("http") || uri.host().is_none() || uri.query().is_some() {
             return Err(format!(
                 "{uri} must be a URL such as http://127.0.0.1:8080/mcp: scheme http, a host, no query"
@@ -47,6 +52,7 @@ impl Server {
             path,
             host,
             params,
+            credential,
         })
     }
 
@@ -77,6 +83,9 @@ impl Server {
         request
             .headers_mut()
             .insert(header::HOST, self.host.clone());
+        if let Some(credential) = &self.credential {
+            credential.put(request.headers_mut())?;
+        }
         let answer = tokio::time::timeout(ANSWER, self.pool.send(request)).await;
         let answer = answer.map_err(|_| UpstreamError::TimedOut(ANSWER.as_secs()))??;
         Ok(answer.map(|body| body.map_err(crate::body::Error::new).boxed_unsync()))
@@ -91,6 +100,9 @@ impl Server {
             && let At::Server(id) = &session.at
         {
             headers.insert(SESSION_ID, id.clone());
+        }
+        if let Some(assertion) = &forward.identity {
+            headers.insert(identity::HEADER, assertion.header());
         }
         let answer = self.send(forward.method, headers, forward.body).await?;
         let status = answer.status();

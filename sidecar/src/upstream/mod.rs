@@ -1,5 +1,6 @@
 //! The wrapped server: behind HTTP, or behind the shim's socket.
 
+pub mod credential;
 pub mod http;
 mod pool;
 
@@ -20,6 +21,7 @@ use crate::{
     envelope::{Kind, Message},
     era::{Era, ParamHeader, Revision},
     host::{self, Host},
+    identity::Assertion,
     refusal::Refusal,
     sessions::{At, Session},
 };
@@ -95,6 +97,12 @@ impl Principal {
         }
     }
 
+    /// In bytes: two that differ have different ones.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // `Debug` escapes what could end a name.
+        format!("{:?}", (&self.issuer, &self.user)).into_bytes()
+    }
+
     /// Whether it is this caller.
     pub fn is(&self, caller: &Caller) -> bool {
         self.issuer == caller.issuer && self.user == caller.user
@@ -119,6 +127,8 @@ pub struct Forward<'a> {
     pub session: Option<Arc<Session>>,
     /// Whose request it is.
     pub caller: &'a Caller,
+    /// The same, as the server is told.
+    pub identity: Option<Assertion>,
 }
 
 impl Forward<'_> {

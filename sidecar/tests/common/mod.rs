@@ -19,13 +19,15 @@ use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioIo},
 };
-use policy::{Bundle, Context, PolicySource, compile};
+use policy::{Bundle, Context, PolicySource, bundle::Issuer, compile};
 use serde_json::{Value, json};
 use sidecar::dev::DevIssuer;
 
+pub const OPERATOR: &str = "system:serviceaccount:toolward-system:toolward-operator";
+/// Seconds for which tokens are valid: as long as a server accepts by itself.
+pub const LIFETIME: u64 = 3600;
 /// How long is waited for what has to come: a slow machine is no failure.
 pub const PATIENCE: Duration = Duration::from_secs(120);
-pub const OPERATOR: &str = "the-operator";
 pub type ScriptBody = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// A request as the wrapped server saw it.
@@ -170,7 +172,7 @@ pub fn bundle(issuer: &DevIssuer, rules: Value, limits: Value) -> Bundle {
     );
     let context = Context {
         default_url: "http://orders.shop.svc/mcp".into(),
-        issuers: vec![issuer.issuer()],
+        dev: Some(issuer.issuer()),
         operator: Some(OPERATOR.into()),
         ..Context::default()
     };
@@ -181,11 +183,27 @@ pub fn bundle(issuer: &DevIssuer, rules: Value, limits: Value) -> Bundle {
         &context,
     );
     assert_eq!(compiled.diagnostics, []);
-    compiled.bundle
+    // The operator's tokens are by the same key.
+    let cluster = Issuer {
+        name: "cluster".into(),
+        service_accounts: true,
+        ..issuer.issuer()
+    };
+    Bundle {
+        cluster: Some(cluster),
+        ..compiled.bundle
+    }
 }
 
 pub fn allow(tools: Value) -> Value {
     json!([{"name": "staff", "effect": "Allow", "from": [{"groups": ["staff"]}], "tools": tools}])
+}
+
+/// A token with one letter of the signature changed.
+pub fn forged(token: &str) -> String {
+    let (rest, signature) = token.rsplit_once('.').unwrap();
+    let first = if signature.starts_with('A') { "B" } else { "A" };
+    format!("{rest}.{first}{}", &signature[1..])
 }
 
 /// The binary, running.
@@ -315,6 +333,7 @@ impl Sidecar {
                 &["staff".into()],
                 "http://orders.shop.svc/mcp",
                 sidecar::pipeline::now(),
+                LIFETIME,
             )
             .unwrap()
     }
@@ -351,6 +370,7 @@ impl Sidecar {
                 &[],
                 "toolward-admin/shop/orders",
                 sidecar::pipeline::now(),
+                LIFETIME,
             )
             .unwrap();
         self.admin_as(path, &token).await

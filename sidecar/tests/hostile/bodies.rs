@@ -1,4 +1,4 @@
-//! THREATS row 9: bodies at the cap, in pieces, and encoded.
+//! Bodies at the cap, in pieces, and encoded.
 
 use sidecar::front::MAX_BODY;
 

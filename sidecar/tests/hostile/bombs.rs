@@ -1,4 +1,4 @@
-//! THREATS row 27: bodies that cost a careless reader much. What each takes of
+//! Bodies that cost a careless reader much. What each takes of
 //! CPU and memory is printed, and stays in proportion.
 
 use std::{

@@ -1,4 +1,4 @@
-//! THREATS rows 5 and 8: headers that do not say what the body says, and batches
+//! Headers that do not say what the body says, and batches
 //! with something in them that must not pass.
 
 use base64::{Engine, engine::general_purpose::STANDARD};

@@ -1,4 +1,4 @@
-//! THREATS row 26: HTTP/2 floods. (h2spec is in `e2e/tests`.)
+//! HTTP/2 floods. (h2spec is in `e2e/tests`.)
 
 use std::{
     net::SocketAddr,

@@ -1,4 +1,4 @@
-//! THREATS row 10: many clients, all with the same JSON-RPC ids.
+//! Many clients, all with the same JSON-RPC ids.
 
 use std::sync::Arc;
 

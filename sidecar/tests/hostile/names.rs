@@ -1,4 +1,4 @@
-//! THREATS row 14: foreign hosts and origins (DNS rebinding).
+//! Foreign hosts and origins (DNS rebinding).
 
 use serde_json::Value;
 

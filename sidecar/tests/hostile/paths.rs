@@ -1,4 +1,4 @@
-//! THREATS row 7: odd paths and forged internal headers.
+//! Odd paths and forged internal headers.
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 

@@ -1,4 +1,4 @@
-//! THREATS row 25: clients that are slow on purpose.
+//! Clients that are slow on purpose.
 
 use std::{
     net::SocketAddr,

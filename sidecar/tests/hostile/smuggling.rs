@@ -1,4 +1,4 @@
-//! THREATS row 23: request smuggling, with real servers behind the sidecar.
+//! Request smuggling, with real servers behind the sidecar.
 //!
 //! On each connection goes a mutation, and then a good request. What a server
 //! saw has to be what the audit log says was allowed, one by one.
