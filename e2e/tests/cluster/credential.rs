@@ -118,18 +118,7 @@ async fn is_for_the_sidecar_alone(scope: &Scope) -> Result<()> {
     let look = "const fs = require('node:fs'); \
                 if (fs.existsSync('/etc/toolward')) throw new Error('/etc/toolward is there'); \
                 if (JSON.stringify(process.env).includes('of-the-backend')) throw new Error('it is in env')";
-    let deployment = format!("deployment/{SERVER}");
-    let exec = [
-        "exec",
-        &deployment,
-        "-c",
-        "server",
-        "--",
-        "node",
-        "-e",
-        look,
-    ];
-    scope.kubectl(&exec).await.map(drop)
+    scope.in_server(SERVER, look).await
 }
 
 async fn is_in_no_log(scope: &Scope) -> Result<()> {

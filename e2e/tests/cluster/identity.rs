@@ -109,18 +109,8 @@ async fn the_server_can_check_who_calls() -> Result<()> {
         // Nothing of it is in the server's container.
         let look = "for (const dir of ['/var/run/toolward', '/var/run/secrets', '/run/toolward']) \
                     if (require('node:fs').existsSync(dir)) throw new Error(dir + ' is there')";
+        scope.in_server(SERVER, look).await?;
         let deployment = format!("deployment/{SERVER}");
-        let exec = [
-            "exec",
-            &deployment,
-            "-c",
-            "server",
-            "--",
-            "node",
-            "-e",
-            look,
-        ];
-        scope.kubectl(&exec).await?;
         // Each replica has a key, and each key goes with its pod.
         let name = format!("mcps/{SERVER}");
         for replicas in [3, 1] {

@@ -104,6 +104,14 @@ impl Scope {
         self.cluster.kubectl(&args).await
     }
 
+    /// Runs JavaScript in the container of a server that has Node.
+    pub async fn in_server(&self, server: &str, script: &str) -> Result<()> {
+        let deployment = format!("deployment/{server}");
+        let exec = ["exec", &deployment, "-c", "server", "--"];
+        let node = ["node", "-e", script];
+        self.kubectl(&[&exec[..], &node].concat()).await.map(drop)
+    }
+
     /// Applies objects to the test's namespace.
     pub async fn apply(&self, objects: &[Value]) -> Result<()> {
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});

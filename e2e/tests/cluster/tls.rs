@@ -166,18 +166,7 @@ async fn only_for_who_trusts_it(
     }
     // In the server's container there is neither certificate nor key.
     let look = "if (require('node:fs').existsSync('/etc/toolward')) throw new Error('it is there')";
-    let deployment = format!("deployment/{SERVER}");
-    let exec = [
-        "exec",
-        &deployment,
-        "-c",
-        "server",
-        "--",
-        "node",
-        "-e",
-        look,
-    ];
-    scope.kubectl(&exec).await.map(drop)
+    scope.in_server(SERVER, look).await
 }
 
 async fn rotates(scope: &Scope, caller: &Trusting, pair: &Pair) -> Result<()> {
