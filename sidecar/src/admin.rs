@@ -101,7 +101,7 @@ fn ready(shared: &Shared) -> Response<Body> {
 /// For the preStop hook: 200 when a drain was asked for and nothing is open.
 fn drained(shared: &Shared) -> Response<Body> {
     let open = shared.metrics.open_requests.get();
-    match *shared.phase.borrow() == Phase::Draining && open == 0 {
+    match *shared.phase.borrow() >= Phase::Draining && open == 0 {
         true => text(StatusCode::OK, "drained\n".into()),
         false => text(
             StatusCode::SERVICE_UNAVAILABLE,

@@ -29,13 +29,13 @@ use policy::Reason;
 use rustix::net::sockopt;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::timeout,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::{sleep, timeout},
 };
 
 pub use intake::{Intake, MAX_BODIES, MAX_BODY, discard};
 
-use crate::{Shared, body::Body, peer, pipeline, refusal::Refusal};
+use crate::{Shared, body::Body, peer, pipeline, refusal::Refusal, upstream::UpstreamError};
 use activity::{Activity, InFlight, Overdue, Socket};
 use stream::{Stream, Tcp};
 
@@ -51,6 +51,11 @@ const MAX_REQUESTS: usize = 10_000;
 const HEAD: Duration = Duration::from_secs(10);
 /// A connection without a request in flight ends after this time.
 const IDLE: Duration = Duration::from_secs(60);
+/// When calls are taken no more, a connection on which nothing was asked yet may
+/// wait this long for its first request, so that it is answered.
+const FIRST: Duration = Duration::from_secs(2);
+/// And one of another replica, which asks nothing on it after [`peer::KEPT`].
+const UNUSED: Duration = Duration::from_secs(2 * peer::KEPT.as_secs());
 /// A peer that takes nothing of what is written for this time is cut off.
 const STUCK: Duration = Duration::from_secs(60);
 /// Largest head of a request, in bytes, and number of headers in it.
@@ -85,8 +90,10 @@ pub enum Phase {
     /// Not ready any more, so that no new caller is sent here; those that come
     /// all the same are served, and told to close their connection.
     Leaving,
-    /// No new connections; calls in flight finish.
+    /// No new calls; those in flight finish.
     Draining,
+    /// The same, and the process ends when they have.
+    Ending,
 }
 
 /// Who comes by a port.
@@ -124,13 +131,18 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Accepts connections until the phase is `Draining`, then waits for those that
-/// are open.
+/// Serves for as long as the runtime lives. `open` is dropped when the phase is
+/// `Ending` and the connections that were open then have ended.
+///
+/// Invariant: the port is ours until the process ends. The wrapped server shares
+/// the pod's network: it could listen where nobody does, and would get what
+/// callers and other replicas still send, tokens among it.
 pub async fn serve(
     shared: Arc<Shared>,
     listener: TcpListener,
     door: Door,
     mut phase: watch::Receiver<Phase>,
+    open: mpsc::Sender<Infallible>,
 ) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let front = Arc::new(Front {
@@ -140,37 +152,39 @@ pub async fn serve(
         either: builder(),
         http2: builder().http2_only(),
     });
-    let mut connections = tokio::task::JoinSet::new();
+    let mut open = Some(open);
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
         let accepted = tokio::select! {
-            () = draining(&mut phase) => break,
-            Some(_) = connections.join_next() => continue,
+            // What comes from now on is refused, and does not put the end off.
+            () = reached(&mut phase, Phase::Ending), if open.is_some() => {
+                open = None;
+                continue;
+            }
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
-                let (front, phase) = (Arc::clone(&front), phase.clone());
-                connections.spawn(async move {
+                let (front, phase, open) = (Arc::clone(&front), phase.clone(), open.clone());
+                tokio::spawn(async move {
                     front.connection(stream, phase).await;
-                    drop(place);
+                    drop((open, place));
                 });
             }
             Err(error) => {
                 // No descriptors left, most likely: those that are open must end first.
                 tracing::warn!(%error, "a connection cannot be accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                sleep(Duration::from_millis(50)).await;
             }
         }
     }
-    drop(listener);
-    while connections.join_next().await.is_some() {}
 }
 
-async fn draining(phase: &mut watch::Receiver<Phase>) {
-    let _ = phase.wait_for(|phase| *phase == Phase::Draining).await; // Its sender gone: the end as well.
+/// Resolves when the phase is this one, or a later one.
+async fn reached(phase: &mut watch::Receiver<Phase>, at_least: Phase) {
+    let _ = phase.wait_for(|phase| *phase >= at_least).await; // Its sender gone: the end as well.
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
@@ -248,7 +262,7 @@ impl Front {
             let idle_limit = if ending { HEAD } else { IDLE };
             tokio::select! {
                 ended = &mut connection => break ended,
-                () = draining(&mut phase), if !ending => {}
+                () = self.has_to_end(&mut phase, &activity), if !ending => {}
                 why = activity.overdue(idle_limit) => {
                     if ending || why != Overdue::Idle {
                         break Err(format!("cut off: {why:?}").into());
@@ -265,6 +279,16 @@ impl Front {
         }
     }
 
+    /// Resolves when a connection has to end in good order. A request may be on
+    /// the way: ended now, its sender could not tell whether it was taken.
+    async fn has_to_end(&self, phase: &mut watch::Receiver<Phase>, activity: &Activity) {
+        reached(phase, Phase::Draining).await;
+        match self.door {
+            Door::Callers => drop(timeout(FIRST, activity.begun()).await),
+            Door::Peers => activity.unused_for(UNUSED).await,
+        }
+    }
+
     /// What HTTP goes over: TLS, where this door has it; none where the handshake
     /// fails, takes too long, or comes at the end.
     async fn shake_hands(&self, tcp: Tcp, phase: &mut watch::Receiver<Phase>) -> Option<Stream> {
@@ -276,7 +300,7 @@ impl Front {
         let handshake = Box::pin(timeout(HEAD, tls.accept(tcp)));
         let shaken = tokio::select! {
             shaken = handshake => shaken,
-            () = draining(phase) => return None,
+            () = async { reached(phase, Phase::Draining).await; sleep(FIRST).await } => return None,
         };
         match shaken {
             Ok(Ok(stream)) => return Some(Stream::Tls(Box::new(stream))),
@@ -286,7 +310,16 @@ impl Front {
         None
     }
 
-    async fn answer(&self, mut request: Request<Incoming>, in_flight: InFlight) -> Response<Body> {
+    async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        mut in_flight: InFlight,
+    ) -> Response<Body> {
+        if *self.shared.phase.borrow() >= Phase::Draining {
+            // Not among the open requests, for which the drain waits.
+            in_flight.answered();
+            return self.too_late().into_response(None);
+        }
         let mut open = Open::new(&self.shared, in_flight);
         let answer = match self.admit(&mut request).await {
             Ok(place) => {
@@ -324,6 +357,20 @@ impl Front {
             Door::Callers => drop(request.headers_mut().remove(peer::HEADER)),
         }
         Ok(place)
+    }
+
+    /// The answer to what comes when no call is taken any more. A session ends
+    /// with its replica: another one that forwards for it says so to its caller.
+    fn too_late(&self) -> Refusal {
+        if self.door == Door::Peers {
+            return UpstreamError::SessionUnknown.into();
+        }
+        let close = HeaderValue::from_static("close");
+        let message = "this replica ends: try again, on a new connection";
+        Refusal {
+            header: Some((header::CONNECTION, close)),
+            ..Refusal::new(Reason::Overloaded, StatusCode::SERVICE_UNAVAILABLE, message)
+        }
     }
 }
 

@@ -54,6 +54,9 @@ pub const HEADER: HeaderName = HeaderName::from_static("toolward-peer");
 /// News of a replica take this long to reach the others, at most: an unknown
 /// name is waited for.
 const LAG: Duration = Duration::from_secs(1);
+/// How long a connection to a peer waits for its next request, in whole seconds.
+/// A peer that leaves keeps it for longer, so that it never ends while it is used.
+pub const KEPT: Duration = Duration::from_secs(1);
 /// Until a connection to a peer is there.
 const CONNECT: Duration = Duration::from_secs(2);
 /// Until the head of its answer is there: longer than its own longest call.
@@ -128,7 +131,7 @@ impl Peers {
         connector.set_tcp_user_timeout(Some(Duration::from_secs(30)));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_idle_timeout(KEPT)
             .pool_max_idle_per_host(64)
             .build(connector);
         Self {
@@ -277,7 +280,7 @@ impl Peers {
                 tracing::info!(peer.name, %error, "a replica is gone");
                 return Err(UpstreamError::SessionUnknown.into());
             }
-            Err(error) => return Err(unanswered(&error.to_string())),
+            Err(error) => return Err(unanswered(&format!("{:#}", anyhow::Error::from(error)))),
         };
         if answer.headers().contains_key(HEADER) {
             return Err(unanswered("it does not take requests of this replica"));

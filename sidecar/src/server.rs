@@ -1,12 +1,18 @@
 //! Starts the parts and ends them in order, for `serve` and for `run`.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd, IntoRawFd},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
 };
 
 use crate::{
@@ -159,13 +165,13 @@ impl Server {
         tokio::spawn(admin::serve(Arc::clone(&shared), admin));
         tokio::spawn(probe::run(Arc::clone(&shared.upstream), seen, eras));
         tokio::spawn(sweep(Arc::clone(&shared.upstream)));
-        let fronts = [(Some(mcp), Door::Callers), (peer, Door::Peers)];
-        let fronts = fronts.into_iter().filter_map(|(listener, door)| {
+        let (open, mut ended) = mpsc::channel(1);
+        for (listener, door) in [(Some(mcp), Door::Callers), (peer, Door::Peers)] {
+            let Some(listener) = listener else { continue };
             let (shared, phase) = (Arc::clone(&shared), phase.subscribe());
-            Some(tokio::spawn(front::serve(shared, listener?, door, phase)))
-        });
-        let front = futures::future::join_all(fronts);
-        tokio::pin!(front);
+            tokio::spawn(front::serve(shared, listener, door, phase, open.clone()));
+        }
+        drop(open);
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
@@ -177,9 +183,9 @@ impl Server {
                 tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
             }
         }
-        phase.send_replace(Phase::Draining);
+        phase.send_replace(Phase::Ending);
         let finished = async {
-            tokio::select! { _ = &mut front => true, _ = int.recv() => false, () = tokio::time::sleep(DRAIN) => false }
+            tokio::select! { _ = ended.recv() => true, _ = int.recv() => false, () = tokio::time::sleep(DRAIN) => false }
         };
         if !finished.await {
             tracing::warn!("calls in flight are cut off");
@@ -189,8 +195,13 @@ impl Server {
     }
 }
 
+/// Binds a port, which stays ours until the process ends: also when the runtime
+/// has ended, and with it whoever listens there.
 fn bind(flag: &str, address: Option<SocketAddr>, port: u16) -> anyhow::Result<TcpListener> {
-    let bound = front::bind(address, port);
+    let bound = front::bind(address, port).and_then(|listener| {
+        let _never_closed = listener.as_fd().try_clone_to_owned()?.into_raw_fd();
+        Ok(listener)
+    });
     bound.with_context(|| {
         let address = address.map_or_else(|| format!("port {port}"), |address| address.to_string());
         format!("{address} cannot be bound: choose another address with {flag}")

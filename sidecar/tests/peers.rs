@@ -5,6 +5,7 @@ mod common;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicUsize, Ordering},
@@ -160,6 +161,19 @@ impl Replica {
             let log = self.sidecar.log.lock().unwrap();
             log.iter()
                 .any(|line| line.contains("replicas are known") && line.contains(&said))
+        })
+        .await;
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.sidecar.child.id().to_string();
+        let sent = Command::new("kill").args([name, &pid]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    async fn ended(&mut self) {
+        until("the sidecar has ended", async || {
+            self.sidecar.child.try_wait().unwrap().is_some()
         })
         .await;
     }
@@ -559,6 +573,76 @@ async fn a_token_that_the_peer_does_not_take_is_502_and_a_new_one_is_read() {
     })
     .await;
     following.abort();
+}
+
+/// What a leaving replica does not take is answered with 404: no request ends
+/// without an answer, which would leave it open whether it was carried out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_leaves_answers_all_that_reaches_it() {
+    let script = Script::start(echo).await;
+    let (mut replica, cluster) = alone(&script).await;
+    let (peers, peer, following) = other(&replica, &cluster);
+    let parts = parts(&cluster.caller("alice"));
+    until("the token is read", async || {
+        let answer = peers
+            .forward(&peer, &parts, call().to_string().into())
+            .await;
+        answer.is_ok_and(|answer| answer.status() == 200)
+    })
+    .await;
+    // Each calls on, as callers do that know nothing, until its session is gone.
+    let callers = (0..16).map(|_| {
+        let (peers, peer, parts) = (Arc::clone(&peers), peer.clone(), parts.clone());
+        tokio::spawn(async move {
+            for answered in 0_u64.. {
+                let answer = peers
+                    .forward(&peer, &parts, call().to_string().into())
+                    .await
+                    .map_err(|refusal| (refusal.status, refusal.message))
+                    .unwrap();
+                let status = answer.status();
+                let body = answer.into_body().collect().await.unwrap().to_bytes();
+                match status.as_u16() {
+                    200 => {}
+                    404 => return answered,
+                    _ => panic!("{status}: {body:?}"),
+                }
+            }
+            0
+        })
+    });
+    let callers: Vec<_> = callers.collect();
+    replica.signal("-USR1");
+    let answered = tokio::time::timeout(PATIENCE, futures::future::try_join_all(callers));
+    let answered: u64 = answered.await.unwrap().unwrap().iter().sum();
+    replica.signal("-TERM");
+    replica.ended().await;
+    println!("{answered} calls answered while it left, then 16 of 16 were told");
+    following.abort();
+}
+
+/// The server could listen in its place, and would get what is still sent.
+#[tokio::test]
+async fn a_replica_that_ends_holds_its_ports() {
+    let (script, give, _ended) = streaming().await;
+    let (mut replica, cluster) = alone(&script).await;
+    give.send(EVENT).await.unwrap();
+    let request = replica.sidecar.request(&cluster.caller("alice"));
+    let request = request.body(Full::from(call().to_string())).unwrap();
+    let mut stream = common::open(request).await.into_body().into_data_stream();
+    assert_eq!(stream.next().await.unwrap().unwrap(), EVENT);
+    replica.signal("-TERM");
+    until("calls are taken no more", async || {
+        let reply = replica.by_peer_port(&[]).await;
+        reply.status == 404 && reply.headers["connection"] == "close"
+    })
+    .await;
+    for address in [replica.sidecar.mcp, replica.sidecar.admin, replica.peer] {
+        assert!(TcpListener::bind(address).is_err(), "{address} is free");
+    }
+    assert!(replica.sidecar.child.try_wait().unwrap().is_none());
+    drop((stream, give));
+    replica.ended().await;
 }
 
 /// A server with sessions, whose ids say which server it is.

@@ -687,10 +687,16 @@ async fn drain_finishes_what_is_in_flight_and_takes_nothing_new() {
         sidecar.admin("/readyz").await.0 == 503
     })
     .await;
-    until("no new connections", async || {
-        tokio::net::TcpStream::connect(sidecar.mcp).await.is_err()
+    until("a new call is told to go elsewhere", async || {
+        let request = sidecar.request(&sidecar.token("alice"));
+        let call = Bytes::from(call("get_order").to_string());
+        let answer = open(request.body(Full::new(call)).unwrap()).await;
+        assert_eq!(answer.headers()["connection"], "close");
+        answer.status() == 503
     })
     .await;
+    let taken = std::net::TcpListener::bind(sidecar.mcp);
+    assert!(taken.is_err(), "the server could listen in its place");
     assert!(
         drain.try_wait().unwrap().is_none(),
         "drained with a call in flight"

@@ -26,6 +26,8 @@ use super::{HEAD, MAX_HEAD, STUCK, stream::Stream, unread};
 /// After our end is closed, what still comes is thrown away for this time, so
 /// that the kernel does not reset the connection before the answer is read.
 const LINGER: Duration = Duration::from_secs(1);
+/// How often a connection that is to end is looked at for a request.
+const LOOK: Duration = Duration::from_millis(10);
 /// Requests that an HTTP/2 client may abandon within [`SHORT_LIVED`] of their
 /// start, as long as they are less than half of all (CVE-2023-44487).
 const MAX_ABANDONED: usize = 200;
@@ -119,6 +121,30 @@ impl Activity {
     fn is_abused(&self) -> bool {
         let abandoned = self.abandoned.load(Relaxed);
         abandoned > MAX_ABANDONED && 2 * abandoned > self.served.load(Relaxed)
+    }
+
+    /// Resolves when the first request has begun. Asked for at the end only, so
+    /// that no connection pays for it before.
+    pub async fn begun(&self) {
+        while self.served.load(Relaxed) == 0 {
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Resolves when nothing has been asked for this time: from now on where
+    /// nothing was asked at all, else since the end of the last request.
+    pub async fn unused_for(&self, time: Duration) {
+        let now = self.now();
+        loop {
+            let since = match self.idle_since.load(Relaxed) {
+                0 => now,
+                ended => ended,
+            };
+            if self.open.load(Relaxed) == 0 && self.after(since, time) <= Instant::now() {
+                return;
+            }
+            sleep(LOOK).await;
+        }
     }
 
     /// Idle time counts anew.

@@ -154,7 +154,7 @@ impl Exchange {
             let drained = async {
                 if !is_idle
                     || phase
-                        .wait_for(|phase| *phase == Phase::Draining)
+                        .wait_for(|phase| *phase >= Phase::Draining)
                         .await
                         .is_err()
                 {
