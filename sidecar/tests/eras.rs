@@ -80,7 +80,8 @@ async fn behind(era: &str, transport: &str) -> Server {
 
 async fn serve(target: &[&str]) -> Sidecar {
     let limits = json!([{"name": "wide", "tools": ["*"], "requests": 1_000_000, "per": "1s"}]);
-    Sidecar::serve(target, |issuer| Some(bundle(issuer, rules(), limits))).await
+    let sidecar = Sidecar::serve(target, |issuer| Some(bundle(issuer, rules(), limits)));
+    sidecar.await.configured().await
 }
 
 /// The messages of a stream, one by one.

@@ -519,10 +519,8 @@ async fn a_broken_server_gives_an_error_with_a_reason() {
     let sidecar = Sidecar::serve(&["--upstream", &upstream], |issuer| {
         Some(bundle(issuer, allow(json!(["*"])), no_limits()))
     })
-    .await;
-    until("the bundle is read", async || {
-        sidecar.admin("/status").await.0 == 200
-    })
+    .await
+    .configured()
     .await;
     let reply = sidecar.call(&call("get_order")).await;
     assert_eq!(reply.status, 502);

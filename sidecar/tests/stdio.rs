@@ -24,6 +24,8 @@ async fn with(shim: &Shim, arguments: &[&str]) -> Sidecar {
         Some(bundle(issuer, allow(json!(["*"])), limits))
     })
     .await
+    .configured()
+    .await
 }
 
 async fn scripted() -> (Shim, Sidecar) {

@@ -321,6 +321,15 @@ impl Sidecar {
         }
     }
 
+    /// Its bundle is in force; its server need not have answered.
+    pub async fn configured(self) -> Self {
+        until("the bundle is read", async || {
+            self.admin("/status").await.0 == 200
+        })
+        .await;
+        self
+    }
+
     pub async fn ready(self) -> Self {
         until("ready", async || self.admin("/readyz").await.0 == 200).await;
         self
