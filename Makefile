@@ -8,8 +8,10 @@ CARGO := cargo
 # of it would be built with fewer features of what is shared, all over again.
 BUILD := $(CARGO) build --release --workspace --bins
 TEST := $(CARGO) test --release --workspace --no-fail-fast
-# The sidecar with guards that its tests remove; nothing else is built for it.
-UNGUARDED := $(CARGO) build --release --workspace --features sidecar/unguarded --bin toolward-sidecar-unguarded
+# The sidecar with guards that its tests remove; nothing else is built for it, and
+# nobody waits for it.
+UNGUARDED := $(CARGO) build --release --workspace --features sidecar/unguarded --bin toolward-sidecar-unguarded \
+	--config profile.release.package.sidecar.opt-level=1 --config profile.release.package.sidecar.codegen-units=16
 # Whose load generator must not be what is measured.
 BENCH := $(BUILD) --config profile.release.package.e2e.opt-level=3
 LINT := $(CARGO) clippy --release --workspace

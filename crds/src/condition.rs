@@ -17,6 +17,8 @@ pub enum ConditionType {
     Enforced,
     /// Tokens of all issuers can be checked.
     AuthReady,
+    /// Nobody reaches the server but through the sidecar.
+    Isolated,
 }
 
 /// Whether a condition holds.
@@ -79,6 +81,16 @@ pub enum Reason {
     IssuerNotAllowed,
     /// No token is asked for.
     Anonymous,
+    /// The server listens on loopback only.
+    LoopbackOnly,
+    /// The server's ports are open, and a NetworkPolicy keeps others from them.
+    NetworkPolicyEnforced,
+    /// The operator reached a port of the server, past the sidecar.
+    ServerPortReachable,
+    /// The sidecar was put into a pod.
+    Injected,
+    /// Pods ask for the sidecar and do not have it.
+    SidecarMissing,
 }
 
 impl std::fmt::Display for Reason {

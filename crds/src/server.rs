@@ -42,7 +42,10 @@ use crate::{
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
-    validation = Rule::new("self.transport.type != 'Stdio' || has(self.deployment.command)")
+    validation = Rule::new("has(self.deployment) != has(self.injected)")
+        .message("write exactly one of deployment (Toolward runs the server) and injected (pods of your own run it, annotated with toolward.dev/server: NAME)")
+        .field_path(".deployment"),
+    validation = Rule::new("self.transport.type != 'Stdio' || !has(self.deployment) || has(self.deployment.command)")
         .message("deployment.command is required for transport type Stdio: the sidecar's shim starts the server, so it cannot use the image's entrypoint")
         .field_path(".deployment.command"),
     validation = Rule::new("!has(self.authentication) || !has(self.authentication.audience) || !self.authentication.audience.matches('^https?://') || !has(self.url) || self.authentication.audience == self.url")
@@ -54,6 +57,9 @@ use crate::{
     validation = Rule::new("!has(self.tls) || !has(self.url) || self.url.startsWith('https://')")
         .message("with tls, the MCP port speaks https only: write an https URL, or leave url out")
         .field_path(".url"),
+    validation = Rule::new("!has(self.injected) || !has(self.injected.ports) || self.transport.type != 'StreamableHttp' || !self.injected.ports.exists(p, p == (has(self.transport.http) ? self.transport.http.port : 8080))")
+        .message("the server's own port is reached through the sidecar only: list other ports of the pod, or leave ports out")
+        .field_path(".injected.ports"),
     validation = Rule::new("!has(self.identity) || !has(self.authentication) || !has(self.authentication.mode) || self.authentication.mode != 'Anonymous'")
         .message("an Anonymous server's callers are nobody, so there is no identity to tell: remove it, or set authentication.mode: Required")
         .field_path(".identity")
@@ -62,8 +68,15 @@ pub struct McpServerSpec {
     /// The public URL of the MCP endpoint. Default: `http://NAME.NAMESPACE.svc/mcp`, the Service that Toolward makes; with `tls`, `https://NAME.NAMESPACE.svc/mcp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<Url>,
-    /// The Deployment that Toolward makes for the server.
-    pub deployment: DeploymentSpec,
+    /// The Deployment that Toolward makes for the server; this or `injected`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<DeploymentSpec>,
+    /// The server runs in pods of your own: Toolward puts the sidecar into each that has the annotation `toolward.dev/server: NAME`, in namespaces with the label `toolward.dev/injection: enabled`; this or `deployment`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub injected: Option<Injected>,
+    /// The sidecar's container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sidecar: Option<SidecarSpec>,
     /// How the sidecar speaks to the server.
     pub transport: Transport,
     /// How callers prove who they are. Default: a token of the cluster's issuer is required.
@@ -79,6 +92,40 @@ pub struct McpServerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "no_fields")]
     pub identity: Option<Identity>,
+}
+
+/// The server runs in pods that Toolward did not make.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("!has(self.ports) || !self.ports.exists(p, p in [9440, 9441, 9442])")
+        .message("ports 9440 to 9442 are the sidecar's: list other ports of the pod")
+        .field_path(".ports")
+)]
+pub struct Injected {
+    /// Other TCP ports of the pods that may be reached from outside, for example that of their metrics. All that are not listed are cut off by the NetworkPolicy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32), schema_with = "ports")]
+    pub ports: Option<Vec<u16>>,
+}
+
+fn ports(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "minItems": 1,
+        "maxItems": 32,
+        "x-kubernetes-list-type": "set",
+        "items": {"type": "integer", "format": "int32", "minimum": 1, "maximum": 65535},
+    })
+}
+
+/// The sidecar's container.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SidecarSpec {
+    /// Its compute resources. Default: requests of 10m CPU and 32Mi memory. Annotations of an injected pod (`toolward.dev/cpu-request`, `cpu-limit`, `memory-request`, `memory-limit`) take their place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
 }
 
 /// How the server is told who calls; there is nothing to choose yet.
@@ -592,13 +639,25 @@ pub struct McpServerStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub tools: Vec<ToolStatus>,
+    /// Pods of an injected server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub injection: Option<InjectionStatus>,
     /// Whether `tools` leaves tools out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
-    /// Accepted, Programmed, Ready, Enforced, AuthReady.
+    /// Accepted, Programmed, Ready, Enforced, AuthReady, Isolated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// Pods that ask for the sidecar.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InjectionStatus {
+    /// Those that have it.
+    pub injected: i32,
+    /// Those that do not: they were there before, or came while their namespace had not opted in. They have to be made anew.
+    pub missing: i32,
 }
 
 /// Compiled configuration: the wanted one and those that run.

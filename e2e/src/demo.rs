@@ -67,6 +67,7 @@ async fn set_up(out: &mut Transcript) -> Result<Cluster> {
 
     out.title("Toolward, from its Helm chart");
     out.helm(&cluster, &install_args(CHART, &[])).await?;
+    release::admits(&cluster).await?;
     let pods = ["get", "pods", "-n", release::NAMESPACE];
     let pods = out.kubectl(&cluster, &pods).await?;
     out.check("the operator runs", has(&pods, "1/1"))?;

@@ -8,7 +8,7 @@ use crate::sh::last_lines;
 /// State, events and logs of a namespace, and the end of the operator's log.
 pub async fn namespace(cluster: &Cluster, namespace: &str) -> String {
     let mut text = String::new();
-    let objects = "mcps,mtp,deployments,services,configmaps,pods";
+    let objects = "mcps,mtp,deployments,services,configmaps,networkpolicies,pods";
     for args in [
         vec!["get", objects, "-n", namespace, "-o", "wide"],
         vec!["get", "mcps,mtp", "-n", namespace, "-o", "yaml"],
@@ -34,9 +34,9 @@ pub async fn namespace(cluster: &Cluster, namespace: &str) -> String {
         ];
         text.push_str(&shown(cluster, &args, 90).await);
     }
-    let operator = format!("deployment/{}", release::OPERATOR);
-    let args = ["logs", &operator, "-n", release::NAMESPACE, "--tail=40"];
-    text.push_str(&shown(cluster, &args, 40).await);
+    let pods = ["-l", release::OPERATOR_PODS, "--prefix", "--tail=40"];
+    let args = [&["logs", "-n", release::NAMESPACE][..], &pods].concat();
+    text.push_str(&shown(cluster, &args, 80).await);
     text
 }
 

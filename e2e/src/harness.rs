@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::checkout;
-use crate::cluster::{self, Instance, Plan, State, dns};
+use crate::cluster::{self, Enforcer, Instance, Plan, State, dns};
 use crate::images::{self, Image};
 use crate::sh;
 use crate::tools::Tools;
@@ -159,6 +159,14 @@ impl Cluster {
     /// Asks the cluster's DNS for a full name, as a pod would.
     pub async fn resolve(&self, name: &str) -> Result<Ipv4Addr> {
         dns::resolve(self.plan.node_ip(), name).await
+    }
+
+    /// Enforces the NetworkPolicies of one namespace, until it is dropped. Without,
+    /// the node knows of none.
+    pub async fn enforce(&self, namespace: &str) -> Result<Enforcer> {
+        let node = self.state.record().and_then(|record| record.node);
+        let node = node.context("the node does not run")?;
+        Enforcer::start(self.client().await?, node, namespace).await
     }
 
     async fn program(&self, program: &Path, args: &[&str], stdin: Option<&str>) -> Result<Output> {

@@ -72,6 +72,17 @@ impl Endpoint {
         Self::in_cluster_with(cluster, url, client).await
     }
 
+    /// A URL that is answered by this address, and not by what its name leads to.
+    pub fn at(url: &str, address: SocketAddr) -> Result<Self> {
+        let uri: Uri = url.parse().with_context(|| format!("the URL {url:?}"))?;
+        let host = uri.host().with_context(|| format!("{url:?} has no host"))?;
+        let client = reqwest::Client::builder().resolve(host, address);
+        Ok(Self {
+            url: url.to_owned(),
+            client: client.build()?,
+        })
+    }
+
     async fn in_cluster_with(
         cluster: &Cluster,
         url: &str,

@@ -1,7 +1,10 @@
 //! Server-side apply of what a server owns.
 //!
 //! Invariants:
-//! - An object that the `McpServer` does not control is never written to.
+//! - An object is only written to or deleted where the `McpServer` controls it, or
+//!   where nobody does and it carries the labels that only the operator may write.
+//!   Everyone can name a server as the owner, so a ConfigMap has to carry the label
+//!   in any case.
 //! - Nothing is written where nothing would change.
 
 use std::{fmt::Debug, sync::Arc};
@@ -9,7 +12,7 @@ use std::{fmt::Debug, sync::Arc};
 use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Client, Resource, ResourceExt,
-    api::{Api, Patch, PatchParams},
+    api::{Api, DeleteParams, Patch, PatchParams, Preconditions},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -18,7 +21,7 @@ use crate::{
     covers::covers,
     desired::Owner,
     error::{Error, call},
-    names::{APPLIED_ANNOTATION, FIELD_MANAGER, Key},
+    names::{APPLIED_ANNOTATION, FIELD_MANAGER, Key, MANAGED_LABEL, SERVER_LABEL},
     table::Table,
 };
 
@@ -113,17 +116,19 @@ pub async fn find<K: Child>(
     let Some(object) = object else {
         return Ok(Found::Nothing);
     };
-    let controller = object
-        .owner_references()
-        .iter()
-        .find(|r| r.controller == Some(true));
-    match controller {
-        Some(it) if it.uid == owner.uid && object.meta().deletion_timestamp.is_none() => {
-            Ok(Found::Ours(object))
-        }
+    if !is_marked(&*object) {
+        return Ok(Found::Foreign(what()));
+    }
+    let ends = object.meta().deletion_timestamp.is_some();
+    match controller(&*object) {
+        Some(it) if it.uid == owner.uid && !ends => Ok(Found::Ours(object)),
         Some(it) if it.uid == owner.uid || is_earlier(it, owner) => {
             Err(Error::Removing { object: what() })
         }
+        None if is_kept(&*object, &owner.name) => match ends {
+            false => Ok(Found::Ours(object)),
+            true => Err(Error::Removing { object: what() }),
+        },
         Some(it) => Ok(Found::Foreign(format!(
             "{}, which belongs to {} {}",
             what(),
@@ -132,6 +137,45 @@ pub async fn find<K: Child>(
         ))),
         None => Ok(Found::Foreign(what())),
     }
+}
+
+/// Whether the label says that the operator wrote it, of the kinds of which only
+/// the operator can write it: what sidecars and servers believe without question.
+fn is_marked<K: Child>(object: &K) -> bool {
+    K::kind(&()) != "ConfigMap" || object.labels().contains_key(MANAGED_LABEL)
+}
+
+/// As [`find`]; where none is wanted, one that the watch does not tell of is not
+/// looked for.
+///
+/// # Errors
+/// As [`find`].
+pub async fn find_if<K: Child>(
+    is_wanted: bool,
+    client: &Client,
+    table: &Table<K>,
+    owner: &Owner,
+    name: &str,
+    last: &Last<K>,
+) -> Result<Option<Found<K>>, Error> {
+    if !is_wanted && table.get(&Key::new(&owner.namespace, name)).is_none() {
+        return Ok(None);
+    }
+    find(client, table, owner, name, last).await.map(Some)
+}
+
+fn controller<K: Resource>(object: &K) -> Option<&OwnerReference> {
+    let mut owners = object.owner_references().iter();
+    owners.find(|owner| owner.controller == Some(true))
+}
+
+/// Whether an object of a server has no owner, so that it outlives the server:
+/// it is known by its labels.
+pub fn is_kept<K: Resource>(object: &K, server: &str) -> bool {
+    let labels = object.labels();
+    controller(object).is_none()
+        && labels.get(SERVER_LABEL).is_some_and(|name| name == server)
+        && labels.get(MANAGED_LABEL).is_some_and(|is| is == "true")
 }
 
 fn is_earlier(controller: &OwnerReference, owner: &Owner) -> bool {
@@ -143,7 +187,7 @@ fn is_earlier(controller: &OwnerReference, owner: &Owner) -> bool {
 }
 
 /// What was written last, while the table still has what was before it.
-fn newest<K: Child>(known: Arc<K>, last: &Last<K>) -> Arc<K> {
+pub fn newest<K: Child>(known: Arc<K>, last: &Last<K>) -> Arc<K> {
     match &last.written {
         Some((Some(before), after)) if known.resource_version().as_ref() == Some(before) => {
             after.clone()
@@ -159,7 +203,32 @@ fn newest<K: Child>(known: Arc<K>, last: &Last<K>) -> Arc<K> {
 pub async fn apply<K: Child>(
     client: &Client,
     found: Option<&Arc<K>>,
+    wanted: K,
+    last: &mut Last<K>,
+) -> Result<Arc<K>, Error> {
+    write(client, found, wanted, None, last).await
+}
+
+/// As [`apply`], on the version that was found and no other: what somebody wrote
+/// since is not written over.
+///
+/// # Errors
+/// What the API server answers; 409 where there is another version.
+pub async fn apply_to<K: Child>(
+    client: &Client,
+    found: &Arc<K>,
+    wanted: K,
+    last: &mut Last<K>,
+) -> Result<Arc<K>, Error> {
+    let version = found.resource_version();
+    write(client, Some(found), wanted, version, last).await
+}
+
+async fn write<K: Child>(
+    client: &Client,
+    found: Option<&Arc<K>>,
     mut wanted: K,
+    version: Option<String>,
     last: &mut Last<K>,
 ) -> Result<Arc<K>, Error> {
     let json = serde_json::to_value(&wanted)?;
@@ -174,7 +243,7 @@ pub async fn apply<K: Child>(
         .annotations_mut()
         .insert(APPLIED_ANNOTATION.to_owned(), hash);
     let (name, namespace) = (wanted.name_any(), wanted.namespace().unwrap_or_default());
-    let patch = patch(&wanted, found.and_then(|found| found.uid()))?;
+    let patch = patch(&wanted, found.and_then(|found| found.uid()), version)?;
     let mut params = PatchParams::apply(FIELD_MANAGER);
     // Without force, an object that somebody made in this moment is a conflict.
     params.force = found.is_some();
@@ -189,13 +258,61 @@ pub async fn apply<K: Child>(
 }
 
 /// The object as a patch. The uid makes the API server refuse it where another
-/// object has taken the place of the one that was looked at.
-fn patch<K: Child>(wanted: &K, uid: Option<String>) -> Result<Value, Error> {
+/// object has taken the place of the one that was looked at, the version also where
+/// that was changed.
+fn patch<K: Child>(
+    wanted: &K,
+    uid: Option<String>,
+    version: Option<String>,
+) -> Result<Value, Error> {
     let mut patch = serde_json::to_value(wanted)?;
     patch["apiVersion"] = K::api_version(&()).into();
     patch["kind"] = K::kind(&()).into();
     if let Some(uid) = uid {
         patch["metadata"]["uid"] = uid.into();
     }
+    if let Some(version) = version {
+        patch["metadata"]["resourceVersion"] = version.into();
+    }
     Ok(patch)
+}
+
+/// Deletes an object as it was found. One that was changed since, or is gone, is
+/// left: the watch tells.
+///
+/// # Errors
+/// What else the API server answers.
+pub async fn delete<K: Child>(client: &Client, found: &K) -> Result<(), Error> {
+    let (name, namespace) = (found.name_any(), found.namespace().unwrap_or_default());
+    let params = DeleteParams::background().preconditions(Preconditions {
+        uid: found.uid(),
+        resource_version: found.resource_version(),
+    });
+    let api = Api::<K>::namespaced(client.clone(), &namespace);
+    let action = || format!("deleting {} {name}", K::kind(&()));
+    match call(action, api.delete(&name, &params)).await {
+        Ok(_) => {
+            tracing::info!(kind = %K::kind(&()), %namespace, %name, "deleted");
+            Ok(())
+        }
+        Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{ConfigMap, Service};
+
+    use super::*;
+
+    #[test]
+    fn a_config_map_is_marked_by_the_label_alone() {
+        let mut map = ConfigMap::default();
+        assert!(!is_marked(&map));
+        let label = (MANAGED_LABEL.to_owned(), "true".to_owned());
+        map.labels_mut().extend([label]);
+        assert!(is_marked(&map));
+        assert!(is_marked(&Service::default()));
+    }
 }

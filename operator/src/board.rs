@@ -1,5 +1,6 @@
-//! What each server's sidecars are to have, and what they say they have: the
-//! reconciler of servers writes the one, delivery the other.
+//! What each server's sidecars are to have, what they say they have, and whether
+//! anybody gets past them: the reconciler of servers writes the first, delivery
+//! the second, isolation the third.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -9,7 +10,7 @@ use std::{
 use policy::report::Report;
 use sealed::PublicKey;
 
-use crate::names::Key;
+use crate::{isolation::Isolation, names::Key};
 
 /// What is known of one pod's sidecar.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,6 +21,8 @@ pub struct Sight {
     pub error: Option<String>,
     /// Why the key by which it asserts who calls is not taken, where it is not.
     pub key: Option<String>,
+    /// Whether its server is reached past it; none before that is known.
+    pub isolation: Option<Isolation>,
 }
 
 /// Sidecars by the uid of their pod.
@@ -65,9 +68,14 @@ impl Wanted {
 #[derive(Debug, Default)]
 struct Post {
     wanted: Wanted,
+    /// Without what was found of their isolation.
     sights: Sights,
+    /// That, by the uid of the pod.
+    isolation: BTreeMap<String, Isolation>,
     /// Keys that were proven, by the uid of their pod.
     keys: BTreeMap<String, PublicKey>,
+    /// Whether the server is gone, and its sidecars are not.
+    is_orphan: bool,
 }
 
 /// Wanted and seen bundles by server.
@@ -77,10 +85,20 @@ pub struct Board(Mutex<HashMap<Key, Post>>);
 impl Board {
     /// Sets what is wanted; whether that is something else than before.
     pub fn want(&self, server: &Key, wanted: Wanted) -> bool {
+        self.set(server, wanted, false)
+    }
+
+    /// As [`Self::want`], for the sidecars of a server that is gone.
+    pub fn want_orphan(&self, server: &Key, wanted: Wanted) -> bool {
+        self.set(server, wanted, true)
+    }
+
+    fn set(&self, server: &Key, wanted: Wanted, is_orphan: bool) -> bool {
         self.locked(|posts| {
             let post = posts.entry(server.clone()).or_default();
             let changed = post.wanted != wanted;
             post.wanted = wanted;
+            post.is_orphan = is_orphan;
             changed
         })
     }
@@ -90,7 +108,7 @@ impl Board {
         self.locked(|posts| posts.get(server).map(|post| post.wanted.clone()))
     }
 
-    /// Sets what is seen; whether that is something else than before.
+    /// Sets what the sidecars say; whether that is something else than before.
     pub fn see(&self, server: &Key, sights: Sights) -> bool {
         self.locked(|posts| {
             let Some(post) = posts.get_mut(server) else {
@@ -102,10 +120,31 @@ impl Board {
         })
     }
 
+    /// Sets what was found of the isolation of pods; whether that is something
+    /// else than before.
+    pub fn isolate(&self, server: &Key, found: BTreeMap<String, Isolation>) -> bool {
+        self.locked(|posts| {
+            let Some(post) = posts.get_mut(server) else {
+                return false;
+            };
+            let changed = post.isolation != found;
+            post.isolation = found;
+            changed
+        })
+    }
+
     /// What is seen.
     pub fn sights(&self, server: &Key) -> Sights {
-        self.locked(|posts| posts.get(server).map(|post| post.sights.clone()))
-            .unwrap_or_default()
+        self.locked(|posts| {
+            let Some(post) = posts.get(server) else {
+                return Sights::new();
+            };
+            let mut sights = post.sights.clone();
+            for (uid, sight) in &mut sights {
+                sight.isolation = post.isolation.get(uid).cloned();
+            }
+            sights
+        })
     }
 
     /// A key was proven to be that of the sidecar of a pod.
@@ -139,6 +178,16 @@ impl Board {
     /// The server is gone.
     pub fn forget(&self, server: &Key) {
         self.locked(|posts| posts.remove(server));
+    }
+
+    /// The sidecars of a server that is gone are gone too. Where it came back in the
+    /// meantime, nothing is forgotten.
+    pub fn forget_orphan(&self, server: &Key) {
+        self.locked(|posts| {
+            if posts.get(server).is_some_and(|post| post.is_orphan) {
+                posts.remove(server);
+            }
+        });
     }
 
     fn locked<T>(&self, f: impl FnOnce(&mut HashMap<Key, Post>) -> T) -> T {

@@ -10,10 +10,15 @@ pub fn covers(actual: &Value, wanted: &Value) -> bool {
         (Value::Object(actual), Value::Object(wanted)) => wanted
             .iter()
             .all(|(name, wanted)| covers(actual.get(name).unwrap_or(&Value::Null), wanted)),
-        // Lists of objects are merged by key: others may add to them.
-        (Value::Array(actual), Value::Array(wanted)) if wanted.iter().all(Value::is_object) => {
+        // Lists of objects with names are merged by these: others may add to them.
+        (Value::Array(actual), Value::Array(wanted)) if wanted.iter().all(has_name) => {
             let there = |wanted| actual.iter().any(|actual| covers(actual, wanted));
             wanted.iter().all(there)
+        }
+        // Others are one value: a rule that somebody added to ours is a change.
+        (Value::Array(actual), Value::Array(wanted)) if wanted.iter().all(Value::is_object) => {
+            let mut pairs = actual.iter().zip(wanted);
+            actual.len() == wanted.len() && pairs.all(|(actual, wanted)| covers(actual, wanted))
         }
         // The API server leaves out what is empty.
         (Value::Null, wanted) => is_empty(wanted),
@@ -22,6 +27,10 @@ pub fn covers(actual: &Value, wanted: &Value) -> bool {
         }
         (actual, wanted) => actual == wanted,
     }
+}
+
+fn has_name(item: &Value) -> bool {
+    item.get("name").is_some()
 }
 
 fn is_empty(value: &Value) -> bool {
@@ -79,7 +88,10 @@ mod tests {
         for (actual, wanted) in [
             (json!({"a": 1, "b": 2}), json!({"a": 1})),
             (json!({"l": [{"a": 1, "b": 2}]}), json!({"l": [{"a": 1}]})),
-            (json!({"l": [{"a": 2}, {"a": 1}]}), json!({"l": [{"a": 1}]})),
+            (
+                json!({"l": [{"name": "b"}, {"name": "a", "b": 2}]}),
+                json!({"l": [{"name": "a"}]}),
+            ),
             (json!({}), json!({"value": ""})),
             (json!({}), json!({"readOnly": false})),
             (json!({}), json!({"securityContext": {}})),
@@ -100,6 +112,15 @@ mod tests {
             (json!({"l": []}), json!({"l": [1]})),
             (json!({"l": ["b", "a"]}), json!({"l": ["a", "b"]})),
             (json!({"l": [{"a": 1}]}), json!({"l": [{"a": 1}, {"a": 2}]})),
+            (json!({"l": [{"a": 1}, {"a": 2}]}), json!({"l": [{"a": 1}]})),
+            (
+                json!({"l": [{"a": 2}, {"a": 1}]}),
+                json!({"l": [{"a": 1}, {"a": 2}]}),
+            ),
+            (
+                json!({"l": [{"name": "a", "b": 1}]}),
+                json!({"l": [{"name": "a", "b": 2}]}),
+            ),
             (json!({"cpu": "500m"}), json!({"cpu": "0.6"})),
             (json!({"a": "b"}), json!({"a": "c"})),
             (json!({"a": "1x"}), json!({"a": "1"})),

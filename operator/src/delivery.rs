@@ -27,6 +27,7 @@ use crate::{
     board::{Board, Sight, Sights, Wanted},
     error::{Error, call},
     identity::{Asked, Identities},
+    isolation::Isolations,
     metrics::Metrics,
     names::{ADMIN_PORT, BUNDLE_ANNOTATION, FIELD_MANAGER, Key},
     probe::{self, ProbeError},
@@ -73,6 +74,8 @@ pub struct Delivery {
     pub metrics: Metrics,
     /// Woken when something new is seen.
     pub servers: Arc<OnceLock<Arc<Workers<Servers>>>>,
+    /// As well: what listens in a pod may be new.
+    pub isolations: Arc<OnceLock<Arc<Workers<Isolations>>>>,
 }
 
 /// What is remembered of one server.
@@ -160,7 +163,7 @@ impl PodMemory {
                 self.sight = Some(Sight {
                     report: report.filter(|_| patient),
                     error: Some(error),
-                    key: None,
+                    ..Sight::default()
                 });
             }
         }
@@ -284,10 +287,13 @@ impl Reconcile for Delivery {
         memory.update(&wanted, &peers, Instant::now());
         self.nudge(key, memory, &peers, &wanted).await;
         self.poll(key, memory, &peers, &wanted).await;
-        if self.board.see(key, memory.sights())
-            && let Some(servers) = self.servers.get()
-        {
-            servers.wake(key);
+        if self.board.see(key, memory.sights()) {
+            if let Some(servers) = self.servers.get() {
+                servers.wake(key);
+            }
+            if let Some(isolations) = self.isolations.get() {
+                isolations.wake(key);
+            }
         }
         let due = memory.pods.values().map(PodMemory::due).min();
         let now = Instant::now();

@@ -41,6 +41,9 @@ pub enum Error {
     /// The list of replicas cannot be written.
     #[error(transparent)]
     Peers(#[from] policy::peers::PeersError),
+    /// No certificate can be made for the webhook.
+    #[error("making a certificate: {0}")]
+    Certificate(String),
 }
 
 impl Error {
@@ -62,7 +65,7 @@ impl Error {
             Self::Timeout { .. } => "Timeout",
             Self::Removing { .. } => "Removing",
             Self::NoKeys => "NoKeys",
-            Self::Json(_) | Self::Bundle(_) | Self::Peers(_) => "Internal",
+            Self::Json(_) | Self::Bundle(_) | Self::Peers(_) | Self::Certificate(_) => "Internal",
         }
     }
 

@@ -1,6 +1,8 @@
 //! Events: what changed for an object, told once.
 
-use crds::{Condition, ConditionStatus, ConditionType, Reason};
+use std::time::Duration;
+
+use crds::{Condition, ConditionStatus, ConditionType, McpServer, Reason};
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Client,
@@ -8,10 +10,12 @@ use kube::{
 };
 use serde_json::Value;
 
-use crate::{entry::Kind, status::find};
+use crate::{desired::Owner, entry::Kind, status::find};
 
 /// The API server refuses a longer note.
 const MAX_NOTE: usize = 1000;
+/// Longer, and an Event is given up.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a change of status tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +51,9 @@ pub fn news(before: &Value, conditions: &[Condition], new_bundle: bool) -> Vec<N
         note: condition.message.clone(),
         about: condition.type_,
     };
-    conditions.iter().filter(new).map(news).collect()
+    let mut told: Vec<_> = conditions.iter().filter(new).map(news).collect();
+    told.dedup_by_key(|news| news.reason);
+    told
 }
 
 /// Steps on the way are no news.
@@ -58,7 +64,9 @@ fn is_worth_telling(reason: Reason) -> bool {
         | Reason::Enforced
         | Reason::ScaledToZero
         | Reason::KeysAvailable
-        | Reason::Anonymous => false,
+        | Reason::Anonymous
+        | Reason::LoopbackOnly
+        | Reason::NetworkPolicyEnforced => false,
         Reason::Accepted
         | Reason::Undecodable
         | Reason::NameTaken
@@ -75,7 +83,10 @@ fn is_worth_telling(reason: Reason) -> bool {
         | Reason::ApplyFailed
         | Reason::IssuerUnavailable
         | Reason::IssuerNotAllowed
-        | Reason::PerReplica => true,
+        | Reason::PerReplica
+        | Reason::ServerPortReachable
+        | Reason::Injected
+        | Reason::SidecarMissing => true,
     }
 }
 
@@ -87,6 +98,35 @@ impl Events {
     /// Events of the operator.
     pub fn new(client: Client) -> Self {
         Self(Recorder::new(client, Reporter::from("toolward-operator")))
+    }
+
+    /// Tells on a server that its sidecar was put into the pods of somebody.
+    pub async fn injected(&self, server: &Owner, into: ObjectReference, note: String) {
+        let reference = ObjectReference {
+            api_version: Some(<McpServer as kube::Resource>::api_version(&()).into_owned()),
+            kind: Some(<McpServer as kube::Resource>::kind(&()).into_owned()),
+            name: Some(server.name.clone()),
+            namespace: Some(server.namespace.clone()),
+            uid: Some(server.uid.clone()),
+            ..ObjectReference::default()
+        };
+        let event = Event {
+            type_: EventType::Normal,
+            reason: Reason::Injected.to_string(),
+            note: Some(short(note)),
+            action: "Inject".to_owned(),
+            secondary: Some(into),
+        };
+        self.write(&event, &reference).await;
+    }
+
+    async fn write(&self, event: &Event, about: &ObjectReference) {
+        let reason = &event.reason;
+        match tokio::time::timeout(TIMEOUT, self.0.publish(event, about)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, reason, "cannot write an Event"),
+            Err(_) => tracing::warn!(reason, "an Event took too long and was given up"),
+        }
     }
 
     /// Publishes news of an object. An Event that cannot be written is logged:
@@ -103,11 +143,10 @@ impl Events {
         for News {
             warning,
             reason,
-            mut note,
+            note,
             about,
         } in news
         {
-            note.truncate(note.floor_char_boundary(MAX_NOTE));
             let event = Event {
                 type_: if warning {
                     EventType::Warning
@@ -115,15 +154,18 @@ impl Events {
                     EventType::Normal
                 },
                 reason: reason.to_string(),
-                note: Some(note),
+                note: Some(short(note)),
                 action: format!("{about:?}"),
                 secondary: None,
             };
-            if let Err(error) = self.0.publish(&event, &reference).await {
-                tracing::warn!(%error, reason = %reason, "cannot write an Event");
-            }
+            self.write(&event, &reference).await;
         }
     }
+}
+
+fn short(mut note: String) -> String {
+    note.truncate(note.floor_char_boundary(MAX_NOTE));
+    note
 }
 
 #[cfg(test)]

@@ -8,6 +8,21 @@ use kube::Resource;
 pub const FIELD_MANAGER: &str = "toolward-operator";
 /// Label with the name of the `McpServer` on all that belongs to it.
 pub const SERVER_LABEL: &str = "toolward.dev/server";
+/// Annotation on pods with the name of the `McpServer` whose sidecar they get.
+pub const SERVER_ANNOTATION: &str = "toolward.dev/server";
+/// Annotation on pods with the name of the container that runs a stdio server.
+pub const CONTAINER_ANNOTATION: &str = "toolward.dev/container";
+/// Annotation on pods that tells what the webhook did.
+pub const INJECTED_ANNOTATION: &str = "toolward.dev/injected";
+/// Annotations on pods with compute resources of the sidecar.
+pub const RESOURCE_ANNOTATIONS: [&str; 4] = [
+    "toolward.dev/cpu-request",
+    "toolward.dev/cpu-limit",
+    "toolward.dev/memory-request",
+    "toolward.dev/memory-limit",
+];
+/// Label of namespaces that opted in to injection; its value is `enabled`.
+pub const INJECTION_LABEL: &str = "toolward.dev/injection";
 /// Label of the ConfigMaps that only the operator may write.
 pub const MANAGED_LABEL: &str = "toolward.dev/managed";
 /// Annotation on pods that makes the kubelet look at the ConfigMap at once.
@@ -31,6 +46,11 @@ pub const PEER_PORT: i32 = 9442;
 
 /// Name of the ConfigMap that holds a server's bundle.
 pub fn config_map_name(server: &str) -> String {
+    format!("{server}-toolward")
+}
+
+/// Name of the NetworkPolicy of a server's pods.
+pub fn network_policy_name(server: &str) -> String {
     format!("{server}-toolward")
 }
 

@@ -10,6 +10,7 @@ use crate::{
     entry::Entry,
     error::Error,
     events::{Events, news},
+    injection,
     metrics::Metrics,
     names::Key,
     status::{
@@ -107,14 +108,24 @@ impl Policies {
                 .map(|fault| format!("{}: {}", fault.path, fault.message))
                 .collect()
         });
-        let deployment = self.world.deployments.get(&server);
-        let asked = decoded.and_then(|server| server.spec.deployment.replicas);
-        let running = deployment.map(|deployment| desired_replicas(&deployment));
+        let asked = decoded.and_then(|server| server.spec.deployment.as_ref()?.replicas);
+        let is_injected = decoded.is_some_and(|server| server.spec.injected.is_some());
         Target {
             exists: entry.is_some(),
             faults: faults.unwrap_or_default(),
-            replicas: asked.or(running).unwrap_or_default(),
+            replicas: asked.unwrap_or_else(|| self.running(&server, is_injected)),
             name: server.name,
         }
+    }
+
+    /// How many replicas a server has that does not say how many.
+    fn running(&self, server: &Key, is_injected: bool) -> i32 {
+        if is_injected {
+            let pods = self.world.pods.group(server);
+            let pods = injection::Pods::new(&pods, Vec::new());
+            return i32::try_from(pods.injected).unwrap_or(i32::MAX);
+        }
+        let deployment = self.world.deployments.get(server);
+        deployment.map_or(0, |deployment| desired_replicas(&deployment))
     }
 }

@@ -4,6 +4,8 @@
 //! - A change of policy is delivered also where everything else fails.
 //! - What is not the server's own is not touched.
 
+pub mod wire;
+
 use std::{
     collections::BTreeSet,
     net::IpAddr,
@@ -15,22 +17,25 @@ use crds::{McpServer, Reason};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{ConfigMap, Service},
+    core::v1::{ConfigMap, Pod, Service},
+    networking::v1::NetworkPolicy,
 };
-use kube::Client;
+use kube::{Client, ResourceExt};
 use policy::{Bundle, Diagnostic, bundle};
 
 use crate::{
-    apply::{Child, Found, Last, apply, find},
+    apply::{Child, Found, Last, apply, delete, find, find_if, is_kept},
     board::{Board, Wanted},
     delivery::{self, Delivery},
-    desired::{Owner, config_map, deployment, identity_map, service},
+    desired::{Owner, config_map, deployment, identity_map, kept, network_policy, service},
     entry::Entry,
     error::Error,
     events::{Events, news},
     identity::Published,
+    injection,
     metrics::Metrics,
-    names::{Key, config_map_name, identity_map_name},
+    names::{Key, SERVER_ANNOTATION, config_map_name, identity_map_name, network_policy_name},
+    orphans::Orphans,
     replicas::Replicas,
     status::{Stamp, pod::is_finished, server as status},
     workers::{Next, Reconcile, Workers},
@@ -59,6 +64,8 @@ pub struct Servers {
     pub metrics: Metrics,
     /// Woken when another bundle is wanted.
     pub deliveries: Arc<OnceLock<Arc<Workers<Delivery>>>>,
+    /// Woken when a server is gone.
+    pub orphans: Arc<OnceLock<Arc<Workers<Orphans>>>>,
 }
 
 /// What is remembered of a server.
@@ -67,6 +74,7 @@ pub struct Memory {
     service: Last<Service>,
     config_map: Last<ConfigMap>,
     identity: Last<ConfigMap>,
+    network: Last<NetworkPolicy>,
     deployment: Last<Deployment>,
     replicas: Replicas,
     status: LastStatus,
@@ -136,6 +144,9 @@ impl Reconcile for Servers {
         if let Some(deliveries) = self.deliveries.get() {
             deliveries.wake(key);
         }
+        if let Some(orphans) = self.orphans.get() {
+            orphans.wake(key);
+        }
     }
 }
 
@@ -150,9 +161,16 @@ impl Servers {
         let map_name = config_map_name(&key.name);
         let server = entry.decoded.as_ref().ok();
         let is_told = server.is_some_and(|server| server.spec.identity.is_some());
-        let (services, deployments, maps, keys) = futures::join!(
+        let is_injected = server.is_some_and(|server| server.spec.injected.is_some());
+        let is_run = server.is_some() && !is_injected;
+        // Also of one that is injected no more, while pods from then are left.
+        let outlives = is_injected || self.has_pods_of_others(key);
+        let keys_name = identity_map_name(&key.name);
+        let (services, deployments, maps, keys, networks) = futures::join!(
             find(client, &world.services, &owner, &key.name, &memory.service),
-            find(
+            // An injected server's name may be that of a Deployment of its users.
+            find_if(
+                is_run,
                 client,
                 &world.deployments,
                 &owner,
@@ -166,17 +184,27 @@ impl Servers {
                 &map_name,
                 &memory.config_map
             ),
-            self.find_keys(&owner, is_told, &memory.identity),
+            find_if(
+                is_told,
+                client,
+                &world.config_maps,
+                &owner,
+                &keys_name,
+                &memory.identity
+            ),
+            self.find_network(&owner, &memory.network),
         );
         let mut outcome = Outcome::default();
         let services = outcome.note(services);
-        let deployments = outcome.note(deployments);
+        let deployments = outcome.note(deployments).flatten();
         let maps = outcome.note(maps);
         let keys = outcome.note(keys).flatten();
+        let networks = outcome.note(networks);
         outcome.taken = taken(services.as_ref())
-            .or_else(|| taken(deployments.as_ref()))
+            .or_else(|| taken(deployments.as_ref().filter(|_| is_run)))
             .or_else(|| taken(maps.as_ref()))
-            .or_else(|| taken(keys.as_ref().filter(|_| is_told)));
+            .or_else(|| taken(keys.as_ref().filter(|_| is_told)))
+            .or_else(|| taken(networks.as_ref()));
         // Where the name is not free, only the bundle of what is there is kept up.
         let may_write = outcome.taken.is_none() && server.is_some();
 
@@ -192,63 +220,97 @@ impl Servers {
         let published = self
             .publish(&owner, keys, asked, &mut memory.identity, &mut outcome)
             .await;
-        let there = maps.as_ref().is_some_and(|maps| maps.ours().is_some());
-        let wanted = if may_write || there {
-            let before = maps.as_ref().and_then(|maps| maps.ours());
-            let version = self.version(key, before.map(|map| &**map));
-            let bundle = outcome.bundle.as_ref();
-            let bundle = bundle.map(|bundle| bundle.to_json_version(version));
-            outcome
-                .note(bundle.transpose().map_err(Error::from))
-                .flatten()
-        } else {
-            None
-        };
-        if let Some(bundle) = wanted {
-            let pods = self.world.pods.group(key);
-            let there = maps.as_ref().and_then(|maps| maps.ours());
-            let list = memory.replicas.list(&pods, there.map(|map| &**map));
-            let Some((peers, due)) = outcome.note(list.map_err(Error::from)) else {
-                return outcome;
-            };
-            outcome.replicas_due = due;
-            let wanted = Wanted {
-                bundle: bundle::hash(bundle.as_bytes()),
-                peers: bundle::hash(peers.as_bytes()),
-                identity: published.filter(|_| is_told),
-            };
-            outcome.wanted = Some(wanted.bundle.clone());
-            let map = Some(config_map(&owner, bundle, peers));
-            let map = self
-                .ensure(maps, map, &mut memory.config_map, &mut outcome)
+        if may_write || maps.as_ref().is_some_and(|maps| maps.ours().is_some()) {
+            let published = published.filter(|_| is_told);
+            self.program(&owner, server, maps, published, memory, &mut outcome)
                 .await;
-            if map.is_some() {
-                self.deliver(key, wanted);
-            }
         }
-        let sidecar = &world.settings.sidecar;
+        // Before the pods: they are never without it.
         let wanted = server.filter(|_| may_write);
-        let wanted = wanted.map(|server| deployment(&owner, server, sidecar));
+        let wanted = wanted.map(|server| {
+            let policy = network_policy(&owner, &server.spec, &world.settings);
+            if outlives { kept(policy) } else { policy }
+        });
+        self.ensure(networks, wanted, &mut memory.network, &mut outcome)
+            .await;
+        let sidecar = &world.settings.sidecar;
+        let wanted = server.filter(|_| may_write).and_then(|server| {
+            let run = server.spec.deployment.as_ref()?;
+            Some(deployment(&owner, &server.spec, run, sidecar))
+        });
+        let unwanted = deployments.as_ref().and_then(|found| found.ours());
+        let unwanted = unwanted.filter(|_| may_write && is_injected).cloned();
         outcome.deployment = self
             .ensure(deployments, wanted, &mut memory.deployment, &mut outcome)
             .await;
+        if let Some(deployment) = unwanted {
+            outcome.note(delete(client, &*deployment).await);
+            outcome.deployment = None;
+        }
         outcome
     }
 
-    /// The ConfigMap of public keys. Where none is asked for, one that the watch
-    /// does not tell of is not looked for.
-    async fn find_keys(
+    /// Writes the bundle and the list of replicas, and has them delivered.
+    async fn program(
         &self,
         owner: &Owner,
-        is_told: bool,
-        last: &Last<ConfigMap>,
-    ) -> Result<Option<Found<ConfigMap>>, Error> {
-        let (table, name) = (&self.world.config_maps, identity_map_name(&owner.name));
-        if !is_told && table.get(&Key::new(&owner.namespace, &name)).is_none() {
-            return Ok(None);
+        server: Option<&McpServer>,
+        maps: Option<Found<ConfigMap>>,
+        identity: Option<BTreeSet<String>>,
+        memory: &mut Memory,
+        outcome: &mut Outcome,
+    ) {
+        let key = Key::new(&owner.namespace, &owner.name);
+        let there = maps.as_ref().and_then(|maps| maps.ours());
+        let there = there.map(|map| &**map);
+        let version = self.version(&key, there);
+        let bundle = outcome.bundle.as_ref();
+        let bundle = bundle.map(|bundle| bundle.to_json_version(version));
+        let bundle = outcome.note(bundle.transpose().map_err(Error::from));
+        let Some(bundle) = bundle.flatten() else {
+            return;
+        };
+        let pods = self.world.pods.group(&key);
+        let list = memory.replicas.list(&pods, there);
+        let Some((peers, due)) = outcome.note(list.map_err(Error::from)) else {
+            return;
+        };
+        outcome.replicas_due = due;
+        let wanted = Wanted {
+            bundle: bundle::hash(bundle.as_bytes()),
+            peers: bundle::hash(peers.as_bytes()),
+            identity,
+        };
+        outcome.wanted = Some(wanted.bundle.clone());
+        // Of a server that cannot be decoded, the map stays as it is.
+        let is_kept = match server {
+            Some(server) => server.spec.injected.is_some() || self.has_pods_of_others(&key),
+            None => there.is_some_and(|map| is_kept(map, &owner.name)),
+        };
+        let map = config_map(owner, bundle, peers);
+        let map = Some(if is_kept { kept(map) } else { map });
+        let map = self
+            .ensure(maps, map, &mut memory.config_map, outcome)
+            .await;
+        if map.is_some() {
+            self.deliver(&key, wanted);
         }
-        let found = find(&self.client, table, owner, &name, last).await?;
-        Ok(Some(found))
+    }
+
+    /// Whether a pod that Toolward did not make has the sidecar of the server.
+    fn has_pods_of_others(&self, key: &Key) -> bool {
+        let pods = self.world.pods.group(key);
+        let is_asked = |pod: &Pod| pod.annotations().contains_key(SERVER_ANNOTATION);
+        pods.iter().any(|pod| is_asked(pod) && !is_finished(pod))
+    }
+
+    async fn find_network(
+        &self,
+        owner: &Owner,
+        last: &Last<NetworkPolicy>,
+    ) -> Result<Found<NetworkPolicy>, Error> {
+        let (table, name) = (&self.world.network_policies, &owner.name);
+        find(&self.client, table, owner, &network_policy_name(name), last).await
     }
 
     /// Publishes the keys of the sidecars that there are, or none where none is
@@ -330,9 +392,7 @@ impl Servers {
         }
     }
 
-    /// The newest version of the wire form that all running sidecars read. What
-    /// one reads that has not told yet is not known: then the version stays, or
-    /// goes down.
+    /// The newest version of the wire form that all running sidecars read.
     fn version(&self, key: &Key, before: Option<&ConfigMap>) -> u32 {
         let sights = self.board.sights(key);
         let pods = self.world.pods.group(key);
@@ -341,7 +401,7 @@ impl Servers {
             let sight = sights.get(pod.metadata.uid.as_deref().unwrap_or_default())?;
             sight.report.as_ref().map(|report| report.bundle.reads)
         });
-        wire_version(reads, before.and_then(written_version))
+        wire::common(reads, before.and_then(wire::of))
     }
 
     fn deliver(&self, key: &Key, wanted: Wanted) {
@@ -370,7 +430,11 @@ impl Servers {
             return Ok(Written::Same); // Delivery asks at once, and then wakes us.
         }
         let bundle = outcome.bundle.as_ref();
-        let decoded = entry.decoded.is_ok();
+        let server = entry.decoded.as_ref().ok();
+        let decoded = server.is_some();
+        let is_injected = server.is_some_and(|server| server.spec.injected.is_some());
+        let injection =
+            is_injected.then(|| injection::Pods::new(&pods, self.world.missing.of(key)));
         let seen = status::Seen {
             name: &key.name,
             endpoint: bundle
@@ -383,6 +447,7 @@ impl Servers {
             limits: bundle.is_some_and(|bundle| !bundle.limits.is_empty()),
             anonymous: bundle.is_some_and(|bundle| bundle.authentication.anonymous),
             deployment: outcome.deployment.as_deref(),
+            injection: injection.as_ref(),
             pods: pods.iter().map(|pod| &**pod).collect(),
             sights: &sights,
         };
@@ -403,27 +468,6 @@ impl Servers {
         }
         Ok(written)
     }
-}
-
-/// See [`Servers::version`]; `reads` is what each running sidecar says.
-fn wire_version(reads: impl Iterator<Item = Option<u32>>, before: Option<u32>) -> u32 {
-    let newest = bundle::VERSION;
-    let version = reads
-        .map(|reads| reads.or(before).unwrap_or(newest))
-        .min()
-        .unwrap_or(newest);
-    version.clamp(bundle::OLDEST, newest)
-}
-
-/// The version of the bundle that a ConfigMap carries.
-fn written_version(map: &ConfigMap) -> Option<u32> {
-    #[derive(serde::Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
-    let text = map.data.as_ref()?.get(bundle::FILE)?;
-    let Versioned { version } = serde_json::from_str(text).ok()?;
-    Some(version)
 }
 
 fn taken<K>(found: Option<&Found<K>>) -> Option<String> {
@@ -467,32 +511,5 @@ fn fault(diagnostic: &Diagnostic) -> String {
         diagnostic.message.clone()
     } else {
         diagnostic.to_string()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_newest_version_that_all_running_sidecars_read_is_written() {
-        for (reads, before, expected) in [
-            (&[][..], None, 2),
-            (&[], Some(1), 2),
-            (&[Some(2), Some(2)], Some(1), 2),
-            (&[Some(2), Some(1)], Some(2), 1),
-            (&[Some(1)], None, 1),
-            // What is newer or makes no sense.
-            (&[Some(7)], Some(2), 2),
-            (&[Some(0)], Some(2), 1),
-            // Before all have told, nobody is sent what they may not read.
-            (&[None, Some(2)], Some(1), 1),
-            (&[None, Some(1)], Some(2), 1),
-            (&[None], Some(2), 2),
-            (&[None], None, 2),
-        ] {
-            let version = wire_version(reads.iter().copied(), before);
-            assert_eq!(version, expected, "{reads:?} {before:?}");
-        }
     }
 }

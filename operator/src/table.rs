@@ -122,6 +122,11 @@ impl<V: Row> Table<V> {
         self.read(|table| table.rows.keys().cloned().collect())
     }
 
+    /// The servers that the objects belong to.
+    pub fn servers(&self) -> Vec<Key> {
+        self.read(|table| table.members.keys().cloned().collect())
+    }
+
     /// All names in one namespace.
     pub fn keys_in(&self, namespace: &str) -> Vec<Key> {
         self.read(|table| {

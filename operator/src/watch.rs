@@ -17,7 +17,10 @@ use crate::{
     apply::Child,
     delivery::Delivery,
     entry::{Entry, Kind, every_server},
+    isolation::Isolations,
+    leader::Fence,
     names::{Key, SERVER_LABEL},
+    orphans::Orphans,
     policies::Policies,
     server::Servers,
     table::{Change, Row, Table},
@@ -36,10 +39,17 @@ pub struct Wakers {
     pub policies: Arc<Workers<Policies>>,
     /// Delivery of bundles.
     pub deliveries: Arc<Workers<Delivery>>,
+    /// Those who try ports from outside.
+    pub isolations: Arc<Workers<Isolations>>,
+    /// Reconcilers of what servers left.
+    pub orphans: Arc<Workers<Orphans>>,
+    /// Open while this replica is the one that acts.
+    pub fence: Arc<Fence>,
 }
 
 impl Wakers {
-    /// Everything has to be looked at: all is known now, or the keys changed.
+    /// Everything has to be looked at: all is known now and this replica acts, or
+    /// the keys changed.
     pub fn everything(&self) {
         for key in self.world.servers.keys() {
             self.servers.wake(&key);
@@ -47,11 +57,15 @@ impl Wakers {
         for key in self.world.policies.keys() {
             self.policies.wake(&key);
         }
+        for key in self.world.config_maps.servers() {
+            self.orphans.wake(&key);
+        }
     }
 
-    /// Before all is known nobody can act; then [`Self::everything`] is woken.
+    /// Before all is known nobody can act, and only one replica may; then
+    /// [`Self::everything`] is woken.
     fn when_ready(&self, change: &Change, wake: fn(&Self, &Change)) {
-        if self.world.ready() {
+        if self.fence.is_open() && self.world.ready() {
             wake(self, change);
         }
     }
@@ -59,6 +73,8 @@ impl Wakers {
     /// A server came, changed or went.
     pub fn server(&self, change: &Change) {
         self.servers.wake(&change.key);
+        self.isolations.wake(&change.key);
+        self.orphans.wake(&change.key);
         self.policies_of(&change.key);
     }
 
@@ -80,18 +96,30 @@ impl Wakers {
         change.groups.iter().for_each(|key| self.servers.wake(key));
     }
 
+    /// As [`Self::child`]; it may be that of a server that is gone.
+    pub fn config_map(&self, change: &Change) {
+        self.child(change);
+        change.groups.iter().for_each(|key| self.orphans.wake(key));
+    }
+
     /// As [`Self::child`]; policies speak of the number of replicas.
     pub fn deployment(&self, change: &Change) {
         self.child(change);
         change.groups.iter().for_each(|key| self.policies_of(key));
     }
 
-    /// As [`Self::child`]; a new pod is asked what it has.
+    /// As [`Self::child`]; a new pod is asked what it has, and its ports are tried.
+    /// It may be the last one of a server that is gone, or one more of a server
+    /// whose pods are counted for policies.
     pub fn pod(&self, change: &Change) {
-        change
-            .groups
-            .iter()
-            .for_each(|key| self.deliveries.wake(key));
+        for key in &change.groups {
+            self.deliveries.wake(key);
+            self.isolations.wake(key);
+            self.orphans.wake(key);
+            if self.world.is_injected(key) {
+                self.policies_of(key);
+            }
+        }
         self.child(change);
     }
 

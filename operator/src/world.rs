@@ -7,12 +7,14 @@ use crds::{McpServer, McpToolPolicy};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Pod, Service},
+    networking::v1::NetworkPolicy,
 };
 use policy::{AllowedIssuers, Bundle, Compiled, Context, PolicySource, bundle::Issuer};
 
 use crate::{
     Settings,
     entry::{Entry, every_server},
+    injection::Missing,
     issuer,
     names::Key,
     table::Table,
@@ -30,8 +32,12 @@ pub struct World {
     pub services: Table<Service>,
     /// ConfigMaps of servers.
     pub config_maps: Table<ConfigMap>,
+    /// NetworkPolicies of servers.
+    pub network_policies: Table<NetworkPolicy>,
     /// Pods of servers.
     pub pods: Table<Pod>,
+    /// Pods that ask for the sidecar of an injected server and are not labelled.
+    pub missing: Missing,
     /// The cluster's token issuer.
     pub issuer: issuer::Current,
     /// What the operator was started with.
@@ -49,7 +55,9 @@ impl World {
             deployments: Table::default(),
             services: Table::default(),
             config_maps: Table::default(),
+            network_policies: Table::default(),
             pods: Table::default(),
+            missing: Missing::default(),
             issuer,
             settings,
             operator,
@@ -64,8 +72,16 @@ impl World {
             && self.deployments.synced()
             && self.services.synced()
             && self.config_maps.synced()
+            && self.network_policies.synced()
             && self.pods.synced()
             && self.issuer.borrow().is_some()
+    }
+
+    /// Whether a server runs in pods that Toolward did not make.
+    pub fn is_injected(&self, server: &Key) -> bool {
+        let entry = self.servers.get(server);
+        let server = entry.as_ref().and_then(|entry| entry.decoded.as_ref().ok());
+        server.is_some_and(|server| server.spec.injected.is_some())
     }
 
     /// The policies that target a server, and those of which that is not known.

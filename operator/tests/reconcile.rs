@@ -64,6 +64,7 @@ async fn a_server_becomes_what_runs_and_then_nothing_is_written() {
         [
             "PATCH services/orders",
             "PATCH configmaps/orders-toolward",
+            "PATCH networkpolicies/orders-toolward",
             "PATCH deployments/orders",
             "PATCH mcpservers/orders/status",
             "POST events",
@@ -232,6 +233,47 @@ async fn a_bundle_is_written_in_a_version_that_running_sidecars_read() {
 }
 
 #[tokio::test]
+async fn a_port_that_is_reached_past_the_sidecar_is_told() {
+    let fake = Fake::new();
+    fake.put("mcpservers", server("orders"));
+    let key = Fake::key("orders");
+    let servers = fake.servers();
+    let (mut memory, mut tried) = Default::default();
+    servers.reconcile(&key, &mut memory).await.unwrap();
+    let isolated = || condition(&fake, "mcpservers", "orders", "Isolated");
+    assert_eq!(isolated().0, "Unknown/Pending");
+    // An address of this process alone, on which the server's port is free.
+    let [.., a, b] = std::process::id().to_be_bytes();
+    let address = std::net::Ipv4Addr::new(127, 98, a, b);
+    let _server = tokio::net::TcpListener::bind((address, 8080))
+        .await
+        .unwrap();
+    let running = json!({"phase": "Running", "initContainerStatuses": [{
+        "name": "toolward-sidecar", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+        "state": {"running": {}},
+    }]});
+    fake.put("pods", pod("orders-a", &address.to_string(), running));
+    fake.sync();
+    // Nobody says that it listens.
+    let sight = operator::board::Sight {
+        report: Some(policy::report::Report {
+            listeners: Some(Vec::new()),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let sights = [("uid-orders-a".to_owned(), sight)];
+    servers.board.see(&key, sights.into());
+    let isolations = fake.isolations(&servers);
+    let next = isolations.reconcile(&key, &mut tried).await.unwrap();
+    assert!(matches!(next, Next::After(_)), "{next:?}");
+    servers.reconcile(&key, &mut memory).await.unwrap();
+    let (verdict, message) = isolated();
+    assert_eq!(verdict, "False/ServerPortReachable");
+    assert!(message.contains("Port 8080 of pod orders-a"), "{message}");
+}
+
+#[tokio::test]
 async fn while_the_watch_lags_nothing_is_written_twice() {
     let fake = Fake::new();
     fake.put("mcpservers", server("orders"));
@@ -313,6 +355,11 @@ async fn a_name_that_is_taken_is_left_alone() {
         ("services", "orders", "Service orders"),
         ("deployments", "orders", "Deployment orders"),
         ("configmaps", "orders-toolward", "ConfigMap orders-toolward"),
+        (
+            "networkpolicies",
+            "orders-toolward",
+            "NetworkPolicy orders-toolward",
+        ),
     ] {
         let fake = Fake::new();
         fake.put("mcpservers", server("orders"));

@@ -110,14 +110,19 @@ fn origin(url: &str) -> (&str, &str) {
     )
 }
 
-/// Whether the host of a URL is a loopback name.
-fn is_loopback(url: &str) -> bool {
+/// The host of a URL, without port and brackets.
+pub(crate) fn host(url: &str) -> &str {
     let (_, authority) = origin(url);
     let host = match authority.strip_prefix('[') {
-        Some(v6) => v6.split(']').next().unwrap_or_default(),
-        None => authority.split(':').next().unwrap_or_default(),
+        Some(v6) => v6.split(']').next(),
+        None => authority.split(':').next(),
     };
-    matches!(host, "localhost" | "127.0.0.1" | "::1")
+    host.unwrap_or_default()
+}
+
+/// Whether the host of a URL is a loopback name.
+fn is_loopback(url: &str) -> bool {
+    matches!(host(url), "localhost" | "127.0.0.1" | "::1")
 }
 
 /// A policy that targets the server.

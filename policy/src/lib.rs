@@ -1,5 +1,5 @@
 //! Who may do what: [`compile()`] turns resources into a [`Bundle`], [`decide()`]
-//! answers for one call, [`limit`] counts.
+//! answers for one call, [`limit`] counts, [`suspicious`] warns of likely mistakes.
 //!
 //! Invariants:
 //! - No I/O, no clock, no environment: the same input gives the same answer in
@@ -14,6 +14,7 @@ pub mod limit;
 pub mod peers;
 mod reason;
 pub mod report;
+pub mod suspicious;
 pub mod uri;
 mod uri_glob;
 

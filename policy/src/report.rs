@@ -22,6 +22,11 @@ pub struct Report {
     pub identity: Option<IdentityReport>,
     /// The wrapped server.
     pub upstream: UpstreamReport,
+    /// TCP sockets of the pod on which others than the sidecar listen beyond
+    /// loopback, the first [`MAX_LISTENERS`]; none where the sidecar cannot read
+    /// them, or is in no pod.
+    #[serde(default)]
+    pub listeners: Option<Vec<ListenerReport>>,
     /// Issuers whose keys the sidecar fetches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub issuers: Vec<IssuerReport>,
@@ -99,6 +104,18 @@ pub struct UpstreamReport {
     /// it is known.
     #[serde(default)]
     pub message: String,
+}
+
+/// Sockets that listen beyond loopback are told up to this number.
+pub const MAX_LISTENERS: usize = 64;
+
+/// A socket that listens beyond loopback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ListenerReport {
+    /// Its address; unspecified means all of the pod's.
+    pub address: std::net::IpAddr,
+    /// Its port.
+    pub port: u16,
 }
 
 /// Whether the wrapped server answers.

@@ -1,6 +1,10 @@
 //! The admin port: probes, metrics and what the operator asks for.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -12,14 +16,15 @@ use crate::{
     Shared,
     body::{self, Body},
     front::Phase,
-    pipeline,
+    listeners, pipeline,
 };
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 256;
 /// Largest head of a request, in bytes: room for a token.
 const MAX_HEAD: usize = 32 * 1024;
-/// A request and its answer take at most this long.
+/// A request and its answer take at most this long; a probe of the app, its own
+/// time more.
 const EXCHANGE: Duration = Duration::from_secs(2);
 
 /// Serves the admin port for as long as the process lives.
@@ -36,25 +41,51 @@ pub async fn serve(shared: Arc<Shared>, listener: TcpListener) {
         };
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            let service = service_fn(|request| {
-                let answer = answer(&shared, &request);
-                async move { Ok::<_, Infallible>(answer) }
+            let longer = OnceLock::new();
+            let (shared, asked) = (&*shared, &longer);
+            let service = service_fn(move |request| async move {
+                Ok::<_, Infallible>(answer(shared, asked, request).await)
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .keep_alive(false)
                 .max_buf_size(MAX_HEAD)
                 .serve_connection(TokioIo::new(stream), service);
-            let _ = tokio::time::timeout(EXCHANGE, connection).await; // A probe that hangs up is no event.
+            tokio::pin!(connection);
+            // A probe that hangs up is no event.
+            let exchanged = tokio::time::timeout(EXCHANGE, &mut connection).await;
+            if let (Err(_), Some(more)) = (exchanged, asked.get()) {
+                let _ = tokio::time::timeout(*more, connection).await;
+            }
             drop(place);
         });
     }
 }
 
-fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Body> {
+/// Answers a request; `asked` is told how long that may take, where it is a probe
+/// of the app.
+async fn answer(
+    shared: &Shared,
+    asked: &OnceLock<Duration>,
+    request: Request<Incoming>,
+) -> Response<Body> {
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n".into());
     }
+    let probe = shared.app_probes.at(request.uri().path());
+    match probe {
+        Some(probe) => {
+            let _ = asked.set(probe.timeout()); // There is one request.
+            match probe.ask().await {
+                Ok(()) => text(StatusCode::OK, "ok\n".into()),
+                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            }
+        }
+        None => at_once(shared, &request),
+    }
+}
+
+fn at_once(shared: &Shared, request: &Request<Incoming>) -> Response<Body> {
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "ok\n".into()),
         "/readyz" => ready(shared),
@@ -136,6 +167,7 @@ fn status(shared: &Shared, headers: &HeaderMap) -> Response<Body> {
         tls: shared.tls.as_ref().map(|tls| tls.report()),
         identity: shared.identity.report(),
         upstream: seen.upstream.clone(),
+        listeners: shared.in_pod.then(listeners::of_pod).flatten(),
         issuers: active.authenticator.report(),
         tools: seen.tools.clone(),
     };

@@ -6,6 +6,7 @@
 //! differ only in where the configuration comes from.
 
 pub mod admin;
+pub mod app_probes;
 pub mod audit;
 pub mod auth;
 pub mod body;
@@ -25,6 +26,7 @@ pub mod host;
 pub mod identity;
 pub mod issuers;
 pub mod link;
+pub mod listeners;
 pub mod method;
 pub mod metrics;
 pub mod peer;
@@ -58,6 +60,8 @@ pub struct Shared {
     pub peers: std::sync::Arc<peer::Peers>,
     /// TLS on the MCP port; none where that speaks in the clear.
     pub tls: Option<std::sync::Arc<tls::Tls>>,
+    /// Probes of the app that the admin port makes.
+    pub app_probes: app_probes::AppProbes,
     /// Tells the server who calls.
     pub identity: identity::Identity,
     /// Reads the bodies of requests.
@@ -74,6 +78,8 @@ pub struct Shared {
     pub metrics: metrics::Metrics,
     /// What the sidecar's own session has seen.
     pub seen: watch::Receiver<probe::Seen>,
+    /// Whether it stands in a pod, and tells who else listens there.
+    pub in_pod: bool,
     /// Serving, leaving or draining.
     pub phase: watch::Receiver<front::Phase>,
 }

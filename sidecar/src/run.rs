@@ -12,6 +12,7 @@ use crds::{AuthenticationMode, Document, McpServer, McpToolPolicy};
 use policy::{AllowedIssuers, Compiled, Context, PolicySource, compile};
 
 use crate::{
+    app_probes::AppProbes,
     dev::DevIssuer,
     host::Settings,
     identity::Identity,
@@ -172,8 +173,10 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
     let listens = Listen {
         mcp: Some(listen),
         admin: Some(admin),
+        app_probes: AppProbes::default(),
         peer: None,
         tls,
+        in_pod: false,
     };
     let issuers = Issuers::new(issuer_authorities);
     let settings = first.settings();
@@ -188,10 +191,7 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         .config
         .load(bundle.to_json()?.as_bytes())
         .map_err(ConfigError)?;
-    eprintln!(
-        "{} listens on {}",
-        first.server.spec.deployment.image, bundle.url
-    );
+    eprintln!("{} listens on {}", name(&first.server.metadata), bundle.url);
     if let (Some(issuer), Some(DevUser { user, groups })) = (&issuer, &dev_token) {
         let lifetime = bundle.authentication.max_token_lifetime_seconds;
         let token = issuer.token(user, groups, &bundle.audience, now(), lifetime)?;
@@ -264,7 +264,12 @@ impl Manifests {
     /// Says what is left out.
     fn note(&self, stdio: bool) {
         eprintln!(
-            "note: spec.deployment of McpServer {} is checked and otherwise ignored: {} takes its place",
+            "note: spec.{} of McpServer {} is checked and otherwise ignored: {} takes its place",
+            if self.server.spec.deployment.is_some() {
+                "deployment"
+            } else {
+                "injected"
+            },
             name(&self.server.metadata),
             if stdio { "the command" } else { "--upstream" }
         );

@@ -2,8 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
+use anyhow::Context;
+
 use crate::{
     Shared,
+    app_probes::AppProbes,
     host::{Settings, Sharing},
     identity::Identity,
     issuers::Issuers,
@@ -28,6 +31,10 @@ pub struct Args {
     /// Address of the admin port [default: all addresses, port 9441].
     #[arg(long)]
     admin: Option<SocketAddr>,
+    /// Probes of the app that the kubelet asks the admin port for, as
+    /// {"CONTAINER/KIND": PROBE}: httpGet or tcpSocket of a port on loopback.
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    app_probes: String,
     /// Who gets a process of a stdio server.
     #[arg(long, value_enum, default_value = "per-session")]
     process: Sharing,
@@ -114,6 +121,7 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
         target: TargetArgs { upstream, socket },
         listen,
         admin,
+        app_probes,
         process,
         max_processes,
         idle_timeout,
@@ -146,8 +154,10 @@ pub async fn main(args: Args) -> anyhow::Result<AuditThread> {
     let listen = Listen {
         mcp: listen,
         admin,
+        app_probes: AppProbes::parse(&app_probes).context("--app-probes")?,
         peer: peer.peer_token.is_some().then_some(peer.peer),
         tls,
+        in_pod: true,
     };
     let peers = match &peer.peer_token {
         Some(_) => Peers::new(peer.replica, peer.peer_port),

@@ -17,6 +17,7 @@ use tokio::{
 
 use crate::{
     Shared, admin,
+    app_probes::AppProbes,
     audit::Audit,
     config, counters,
     fit::Strays,
@@ -62,10 +63,14 @@ pub struct Listen {
     pub mcp: Option<SocketAddr>,
     /// Address of the admin port; none: all addresses.
     pub admin: Option<SocketAddr>,
+    /// Probes of the app that the admin port makes.
+    pub app_probes: AppProbes,
     /// Address of the peer port, where there is to be one; none: all addresses.
     pub peer: Option<Option<SocketAddr>>,
     /// Folder with the certificate of the MCP port and its key; none: no TLS.
     pub tls: Option<PathBuf>,
+    /// Whether that is a pod: who else listens there is the operator's business.
+    pub in_pod: bool,
 }
 
 /// A sidecar whose listeners are bound.
@@ -113,6 +118,7 @@ impl Server {
             upstream: Arc::new(upstream),
             peers: Arc::new(peers),
             tls: listen.tls.map(Tls::follow),
+            app_probes: listen.app_probes,
             identity,
             intake: front::Intake::default(),
             sessions: Sessions::default(),
@@ -121,6 +127,7 @@ impl Server {
             audit,
             metrics,
             seen: seen_seen,
+            in_pod: listen.in_pod,
             phase: phase_seen,
         });
         let address = mcp.local_addr()?;

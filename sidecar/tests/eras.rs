@@ -45,7 +45,7 @@ fn rules() -> Value {
 }
 
 async fn behind(era: &str, transport: &str) -> Server {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/eras.py");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("eras.py");
     let command = ["python3", script.to_str().unwrap(), era, transport];
     let (mut shim, mut process, mut target) = (None, None, Vec::new());
     if transport == "stdio" {
@@ -516,7 +516,7 @@ async fn a_legacy_client_of_a_modern_server(transport: &str) {
 #[tokio::test]
 async fn a_server_is_slow_to_start() {
     for era in ["legacy", "modern"] {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/eras.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("eras.py");
         let slow = folder().join("slow");
         let (script, slow) = (script.to_str().unwrap(), slow.to_str().unwrap());
         let command = ["python3", script, era, "stdio", slow];

@@ -485,7 +485,7 @@ async fn over_http_only_the_sidecars_word_reaches_the_server_in_all_eras() {
 
 #[tokio::test]
 async fn over_stdio_only_the_sidecars_word_reaches_the_server_in_all_eras() {
-    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/eras.py");
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("eras.py");
     for speaks in ["legacy", "modern"] {
         for asked in [true, false] {
             let command = ["python3", program.to_str().unwrap(), speaks, "stdio"];
@@ -517,7 +517,7 @@ async fn over_stdio_only_the_sidecars_word_reaches_the_server_in_all_eras() {
 /// With what the sidecar adds, there are more members than it reads.
 #[tokio::test]
 async fn a_progress_token_is_the_sidecars_own_whatever_stands_beside_it() {
-    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/eras.py");
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("eras.py");
     let command = ["python3", program.to_str().unwrap(), "modern", "stdio"];
     let shim = Shim::start(rustix::process::getuid().as_raw(), &command).await;
     let target = ["--socket", shim.socket.to_str().unwrap()];

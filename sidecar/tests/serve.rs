@@ -140,6 +140,36 @@ async fn a_list_shows_what_may_be_called() {
     );
 }
 
+/// Ways around the sidecar: the operator tries each.
+#[tokio::test]
+async fn the_status_tells_who_listens_beyond_loopback() {
+    let script = Script::start(echo).await;
+    let sidecar = in_front_of(&script, allow(json!(["*"])), no_limits()).await;
+    let told = async || -> Option<Vec<Value>> {
+        let (_, report) = sidecar.admin("/status").await;
+        let report: Value = serde_json::from_str(&report).unwrap();
+        report["listeners"].as_array().cloned()
+    };
+    let is_at = |listeners: &[Value], port: u16| {
+        let there = json!({"address": "0.0.0.0", "port": port});
+        listeners.contains(&there)
+    };
+    let open = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = open.local_addr().unwrap().port();
+    let listeners = told().await.unwrap();
+    let loopback = script.address.port();
+    let others = listeners.iter().filter(|it| it["port"] == loopback);
+    assert_eq!(others.count(), 0, "{listeners:?}");
+    // On a machine with many of them, it need not be among the first.
+    let is_full = listeners.len() == policy::report::MAX_LISTENERS;
+    assert!(is_at(&listeners, port) || is_full, "{port}: {listeners:?}");
+    drop(open);
+    until("the closed port to go", async || {
+        !is_at(&told().await.unwrap(), port)
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn connections_to_the_server_are_kept() {
     let script = Script::start(echo).await;

@@ -109,6 +109,10 @@ fn network(spec: &NodeSpec) -> Result<()> {
         &["addr", "add", &spec.address, "dev", NODE_INTERFACE],
     ))?;
     run(&mut command("ip", &["link", "set", NODE_INTERFACE, "up"]))?;
+    // The API server calls webhooks by their Services: the kernel looks for a route
+    // before kube-proxy's rules put a pod's address in the place of a Service's.
+    let route = ["route", "add", &spec.services, "dev", NODE_INTERFACE];
+    run(&mut command("ip", &route))?;
     Ok(())
 }
 

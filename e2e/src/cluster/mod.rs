@@ -7,6 +7,7 @@
 mod cgroup;
 mod config;
 pub mod dns;
+mod enforcer;
 mod init;
 mod network;
 mod parts;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 pub use config::PAUSE_IMAGE;
+pub use enforcer::Enforcer;
 pub use init::main as node_init;
 pub use plan::{Instance, Plan};
 pub use process::Process;

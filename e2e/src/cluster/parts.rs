@@ -18,6 +18,8 @@ pub struct NodeSpec {
     pub hostname: String,
     /// The node's address with its prefix length.
     pub address: String,
+    /// Addresses of Services.
+    pub services: String,
     /// Where the cached programs are; bound to `programs` in `dir`, because
     /// the cache may lie in a folder that the node covers.
     pub programs: PathBuf,
@@ -56,6 +58,7 @@ pub fn node(state: &State, plan: Plan, node_name: &str, tools: &Tools) -> NodeSp
         dir: state.dir().to_owned(),
         hostname: node_name.to_owned(),
         address: format!("{}/24", plan.node_ip()),
+        services: plan.service_cidr(),
         programs: tools.kubernetes.clone(),
         parts: vec![
             maker.etcd(),

@@ -49,6 +49,7 @@ async fn without_a_policy_everything_is_denied() -> Result<()> {
 #[tokio::test]
 async fn anonymous_is_refused_where_the_chart_does_not_allow_it() -> Result<()> {
     beside("anonymous", async |scope: &Scope| {
+        scope.unchecked().await?;
         let mut open = stdio("open");
         open["spec"]["authentication"] = json!({"mode": "Anonymous"});
         let named = allow("named", "open", &scope.caller_subject(), &["*"]);
@@ -98,6 +99,7 @@ async fn anonymous_is_refused_where_the_chart_does_not_allow_it() -> Result<()> 
 #[tokio::test]
 async fn an_audience_that_is_another_url_denies_all() -> Result<()> {
     beside("audience", async |scope: &Scope| {
+        scope.unchecked().await?;
         let mut other = stdio("other");
         other["spec"]["authentication"] = json!({"audience": "https://elsewhere.example/mcp"});
         let policy = allow("callers", "other", &scope.caller_subject(), &["*"]);

@@ -1,17 +1,15 @@
 //! Who calls, as a server is told: the assertion is checked by the keys that the
 //! operator publishes, and a server cannot have one of its own published.
 
-use std::fs;
-
 use anyhow::{Context, Result, bail, ensure};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use crds::SigningAlgorithm;
 use e2e::mcp::{Called, call};
 use e2e::{release, wait_for};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sidecar::auth::{Keys, verify_signature};
 
+use crate::operator::kill;
 use crate::suite::{PATIENCE, Scope, allow, beside, server};
 
 const SERVER: &str = "told";
@@ -132,26 +130,6 @@ async fn the_server_can_check_who_calls() -> Result<()> {
     .await
 }
 
-/// Ends the sidecar's process at once; nothing in its container could.
-fn kill_sidecar(pod: &str) -> Result<()> {
-    let variable = format!("POD_NAME={pod}\0");
-    for entry in fs::read_dir("/proc")? {
-        let path = entry?.path();
-        // Processes come and go meanwhile.
-        let read = |file: &str| fs::read(path.join(file)).unwrap_or_default();
-        let environment = String::from_utf8_lossy(&read("environ")).into_owned();
-        let arguments = String::from_utf8_lossy(&read("cmdline")).into_owned();
-        if environment.contains(&variable) && arguments.contains("\0serve\0") {
-            let pid = path
-                .file_name()
-                .and_then(|name| name.to_str()?.parse().ok());
-            let pid = pid.and_then(Pid::from_raw).context("no process id")?;
-            return Ok(kill_process(pid, Signal::KILL)?);
-        }
-    }
-    bail!("no process of the sidecar of {pod}")
-}
-
 #[tokio::test]
 async fn a_server_that_takes_the_admin_port_gets_no_key_published() -> Result<()> {
     beside("identity-hostile", async |scope: &Scope| {
@@ -169,7 +147,7 @@ async fn a_server_that_takes_the_admin_port_gets_no_key_published() -> Result<()
             anyhow::Ok(keys)
         };
 
-        kill_sidecar(&pod)?;
+        kill(&pod, "\0serve\0")?;
         let mut poke = 0;
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
@@ -186,10 +164,8 @@ async fn a_server_that_takes_the_admin_port_gets_no_key_published() -> Result<()
                 .kubectl(&["annotate", "pod", &pod, &note, "--overwrite"])
                 .await?;
         }
-        let operator = format!("deployment/{}", release::OPERATOR);
         wait_for("the operator to say why", PATIENCE, || async {
-            let args = ["logs", &operator, "-n", release::NAMESPACE];
-            let log = scope.cluster.kubectl(&args).await?;
+            let log = release::logs(&scope.cluster, None).await?;
             let mut lines = log.lines().filter(|line| line.contains(&pod));
             let why = "the token in the answer is not accepted";
             ensure!(lines.any(|line| line.contains(why)), "nothing of {pod}");

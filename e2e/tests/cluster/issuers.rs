@@ -502,6 +502,7 @@ async fn an_outage_passes(issuer: &Issuer<'_>, key: &Key) -> Result<()> {
 #[tokio::test]
 async fn an_issuer_that_the_chart_does_not_list_is_refused() -> Result<()> {
     beside("issuer-not-allowed", async |scope: &Scope| {
+        scope.unchecked().await?;
         const FOREIGN: &str = "https://idp.example.com/realms/acme";
         let issuer = json!({"name": "acme", "issuer": FOREIGN});
         scope

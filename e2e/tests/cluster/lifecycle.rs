@@ -87,7 +87,7 @@ async fn a_deleted_server_leaves_nothing() -> Result<()> {
         scope.apply(&[http("gone")]).await?;
         scope.serving("gone").await?;
         scope.kubectl(&["delete", "mcps", "gone"]).await?;
-        let kinds = "deployments,replicasets,pods,services,configmaps,secrets,serviceaccounts";
+        let kinds = "deployments,replicasets,pods,services,configmaps,networkpolicies,secrets,serviceaccounts";
         wait_for("nothing of the server", PATIENCE, || async {
             let left = scope.kubectl(&["get", kinds, "-o", "name"]).await?;
             let ours: Vec<&str> = left

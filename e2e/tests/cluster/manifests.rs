@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use e2e::manifests;
+use e2e::{manifests, release};
 
-use crate::suite::{Scope, beside};
+use crate::suite::{Scope, alone, beside};
 
 async fn accepts(scope: &Scope, name: &str, manifest: &str) -> Result<()> {
     let args = ["apply", "--dry-run=server", "-f", "-"];
@@ -32,34 +32,45 @@ async fn generated_manifests_are_current_and_accepted() -> Result<()> {
     .await
 }
 
+/// Issuers that examples name: a platform has to allow them first.
+const ISSUERS: &str =
+    "allowedIssuers={https://idp.example.com/realms/acme,https://login.example.com/realms/company}";
+
 #[tokio::test]
 async fn every_manifest_in_examples_and_documents_is_accepted() -> Result<()> {
-    beside("documents", async |scope: &Scope| {
-        let checkout = scope.cluster.checkout();
-        // Dry runs make no namespace for those that follow.
-        let namespaces = fs::read_to_string(checkout.join("examples/namespace.yaml"))?;
-        scope.cluster.apply(&namespaces).await?;
-        let mut number = 0;
-        for file in files(&checkout.join("examples"), "yaml")? {
-            let manifest = fs::read_to_string(&file)?;
+    alone("documents", async |scope: &Scope| {
+        release::install(&scope.cluster, &[ISSUERS]).await?;
+        let outcome = documents(scope).await;
+        let put_back = release::install(&scope.cluster, &[]).await;
+        outcome.and(put_back)
+    })
+    .await
+}
+
+async fn documents(scope: &Scope) -> Result<()> {
+    let checkout = scope.cluster.checkout();
+    // Dry runs make no namespace for those that follow.
+    let namespaces = fs::read_to_string(checkout.join("examples/namespace.yaml"))?;
+    scope.cluster.apply(&namespaces).await?;
+    let mut number = 0;
+    for file in files(&checkout.join("examples"), "yaml")? {
+        let manifest = fs::read_to_string(&file)?;
+        accepts(scope, &file.display().to_string(), &manifest).await?;
+        number += 1;
+    }
+    let mut documents = files(checkout, "md")?;
+    documents.extend(files(&checkout.join("docs"), "md")?);
+    documents.push(checkout.join("charts/toolward/templates/NOTES.txt"));
+    for file in documents {
+        let text = fs::read_to_string(&file)?;
+        for manifest in blocks(&text) {
             accepts(scope, &file.display().to_string(), &manifest).await?;
             number += 1;
         }
-        let mut documents = files(checkout, "md")?;
-        documents.extend(files(&checkout.join("docs"), "md")?);
-        documents.push(checkout.join("charts/toolward/templates/NOTES.txt"));
-        for file in documents {
-            let text = fs::read_to_string(&file)?;
-            for manifest in blocks(&text) {
-                accepts(scope, &file.display().to_string(), &manifest).await?;
-                number += 1;
-            }
-        }
-        println!("{number} manifests of examples and documents are accepted");
-        ensure!(number > 3, "only {number} manifests were found");
-        Ok(())
-    })
-    .await
+    }
+    println!("{number} manifests of examples and documents are accepted");
+    ensure!(number > 3, "only {number} manifests were found");
+    Ok(())
 }
 
 /// The files of a kind in a folder and those below.

@@ -1,11 +1,14 @@
 //! The operator as a guest of the cluster: quiet when idle, needless for the
-//! data plane, and within restricted pod security.
+//! data plane, within restricted pod security, and two of it where one acts.
 
+use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use e2e::release::Leader;
 use e2e::statements as promise;
 use e2e::{release, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::suite::{PATIENCE, Scope, allow, alone, beside, http, stdio};
@@ -34,6 +37,8 @@ fn writes(scope: &Scope) -> Result<Vec<String>> {
     let reading = ["get", "list", "watch"];
     let mut writes = requests(scope)?;
     writes.retain(|event| !reading.iter().any(|verb| event["verb"] == *verb));
+    // By which the replica that acts tells that it lives.
+    writes.retain(|event| event["objectRef"]["resource"] != "leases");
     Ok(writes
         .iter()
         .map(|event| format!("{} {}", event["verb"], event["requestURI"]))
@@ -104,7 +109,8 @@ async fn all_pods_keep_to_restricted_pod_security() -> Result<()> {
     .await
 }
 
-async fn operators(scope: &Scope, number: &str) -> Result<()> {
+/// Scales the operator; waits until all of its replicas are ready.
+pub async fn operators(scope: &Scope, number: usize) -> Result<()> {
     let deployment = format!("deployment/{}", release::OPERATOR);
     let replicas = format!("--replicas={number}");
     let scale = ["scale", &deployment, "-n", release::NAMESPACE, &replicas];
@@ -115,7 +121,7 @@ async fn operators(scope: &Scope, number: &str) -> Result<()> {
         "-n",
         release::NAMESPACE,
         "-l",
-        "app.kubernetes.io/component=operator",
+        release::OPERATOR_PODS,
     ];
     let ready = [
         &pods[..],
@@ -125,11 +131,82 @@ async fn operators(scope: &Scope, number: &str) -> Result<()> {
         ],
     ]
     .concat();
-    let wanted = if number == "0" { "" } else { "true" };
+    let wanted = vec!["true"; number].join(" ");
     wait_for(&format!("{number} operators"), PATIENCE, || async {
         let ready = scope.cluster.kubectl(&ready).await?;
         ensure!(ready == wanted, "ready: {ready:?}");
         Ok(())
+    })
+    .await?;
+    if number == 0 {
+        return Ok(());
+    }
+    release::admits(&scope.cluster).await
+}
+
+/// Waits until another process than this one acts.
+async fn another_acts(scope: &Scope, than: &Leader) -> Result<Leader> {
+    wait_for("another replica to act", PATIENCE, || async {
+        let leader = release::leader(&scope.cluster).await?;
+        ensure!(leader != *than, "{leader:?} still holds the Lease");
+        Ok(leader)
+    })
+    .await
+}
+
+/// Ends the process of a container at once, and all that it would still do. The
+/// kubelet starts it anew.
+pub fn kill(pod: &str, program: &str) -> Result<()> {
+    let variable = format!("POD_NAME={pod}\0");
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        // Processes come and go meanwhile.
+        let read = |file: &str| fs::read(path.join(file)).unwrap_or_default();
+        let environment = String::from_utf8_lossy(&read("environ")).into_owned();
+        let arguments = String::from_utf8_lossy(&read("cmdline")).into_owned();
+        if environment.contains(&variable) && arguments.contains(program) {
+            let pid = path
+                .file_name()
+                .and_then(|name| name.to_str()?.parse().ok());
+            let pid = pid.and_then(Pid::from_raw).context("no process id")?;
+            return Ok(kill_process(pid, Signal::KILL)?);
+        }
+    }
+    bail!("no process {program} of pod {pod}")
+}
+
+#[tokio::test]
+async fn when_one_replica_ends_or_dies_another_acts() -> Result<()> {
+    alone("takeover", async |scope: &Scope| {
+        let from = scope.caller_subject();
+        scope
+            .apply(&[stdio("kept"), allow("callers", "kept", &from, &["get-sum"])])
+            .await?;
+        scope.serving("kept").await?;
+        let mcp = scope.caller("kept").await?.connect().await?;
+        let shows = async |tools: &[&str]| {
+            scope
+                .apply(&[allow("callers", "kept", &from, tools)])
+                .await?;
+            wait_for("the change to be in force", PATIENCE, || async {
+                let shown = promise::listing(&mcp).await?.tools;
+                ensure!(shown == tools, "shown: {shown:?}");
+                Ok(())
+            })
+            .await
+        };
+        // In good order, as in a rollout or a drain: the Lease is given up.
+        let first = release::leader(&scope.cluster).await?;
+        let delete = ["delete", "pod", &first.pod, "-n", release::NAMESPACE];
+        scope.cluster.kubectl(&delete).await?;
+        let second = another_acts(scope, &first).await?;
+        shows(&["echo", "get-sum"]).await?;
+        operators(scope, release::REPLICAS).await?;
+        // Without a word: the Lease expires.
+        kill(&second.pod, "toolward-operator")?;
+        another_acts(scope, &second).await?;
+        shows(&["echo"]).await?;
+        operators(scope, release::REPLICAS).await
     })
     .await
 }
@@ -149,7 +226,7 @@ async fn servers_answer_without_an_operator() -> Result<()> {
         let open = caller.connect().await?;
         promise::permitted(&open).await?.check()?;
 
-        operators(scope, "0").await?;
+        operators(scope, 0).await?;
         promise::permitted(&open)
             .await?
             .check()
@@ -183,12 +260,14 @@ async fn servers_answer_without_an_operator() -> Result<()> {
             .context("after a restart of the pod")?;
         promise::permitted(&restarted).await?.check()?;
 
-        // What was changed meanwhile is done when the operator is back.
-        scope
-            .apply(&[allow("callers", "alone", &from, &["get-sum", "echo"])])
-            .await?;
-        operators(scope, "1").await?;
-        wait_for("the change made meanwhile", PATIENCE, || async {
+        // Nobody is told that a rule holds which nobody has looked at.
+        let more = [allow("callers", "alone", &from, &["get-sum", "echo"])];
+        let refused = scope.apply(&more).await;
+        operators(scope, release::REPLICAS).await?;
+        let error = format!("{:#}", refused.err().context("a policy was changed")?);
+        ensure!(error.contains("failed calling webhook"), "{error}");
+        scope.apply(&more).await?;
+        wait_for("the change", PATIENCE, || async {
             let tools = promise::listing(&restarted).await?.tools;
             ensure!(tools == ["echo", "get-sum"], "shown: {tools:?}");
             Ok(())

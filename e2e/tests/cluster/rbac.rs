@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 use crds::Reason;
-use e2e::release;
+use e2e::{release, wait_for};
 use serde_json::{Value, json};
 
 use crate::operator::requests;
-use crate::suite::{Scope, allow, alone, not_ready, server, stdio};
+use crate::suite::{PATIENCE, Scope, allow, alone, beside, not_ready, server, stdio};
+use crate::webhook;
 
 /// Granted, and no request of its own: why.
 const UNSEEN: [(&str, &str); 2] = [
@@ -77,6 +78,10 @@ async fn exercise(scope: &Scope) -> Result<()> {
     scope
         .apply(&[allow("callers", "used", &from, &["get-*"])])
         .await?;
+    // The webhook looks for a server that it does not know.
+    let early = allow("early", "nobody", &from, &["echo"]);
+    scope.apply(&[early]).await?;
+    webhook::certificate_deleted(scope).await?;
     scope
         .apply(&[server("bad", &["node", "-e", "process.exit(1)"], "Stdio")])
         .await?;
@@ -91,7 +96,34 @@ async fn exercise(scope: &Scope) -> Result<()> {
         .kubectl(&["rollout", "status", "deployment/used", "--timeout=2m"])
         .await?;
     scope.serving("used").await?;
-    scope.kubectl(&["delete", "mcps", "used"]).await.map(drop)
+    // What Toolward made goes, and what pods of users could need.
+    let injected = json!([
+        {"op": "remove", "path": "/spec/deployment"},
+        {"op": "add", "path": "/spec/injected", "value": {}},
+    ]);
+    scope
+        .kubectl(&[
+            "patch",
+            "mcps",
+            "used",
+            "--type=json",
+            "-p",
+            &injected.to_string(),
+        ])
+        .await?;
+    gone(scope, "deployment/used").await?;
+    scope.kubectl(&["delete", "mcps", "used"]).await?;
+    gone(scope, "configmap/used-toolward").await
+}
+
+async fn gone(scope: &Scope, object: &str) -> Result<()> {
+    let get = ["get", object, "--ignore-not-found", "-o", "name"];
+    wait_for(&format!("{object} to be gone"), PATIENCE, || async {
+        let left = scope.kubectl(&get).await?;
+        ensure!(left.is_empty(), "{left} is there");
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]
@@ -112,6 +144,14 @@ async fn rights_are_those_that_are_used() -> Result<()> {
                 "json",
             ];
             let role: Value = serde_json::from_str(&scope.cluster.kubectl(&args).await?)?;
+            let secrets = role["rules"].as_array().into_iter().flatten();
+            let secrets =
+                secrets.filter(|rule| words(&rule["resources"]).any(|it| it == "secrets"));
+            for rule in secrets {
+                let its_own =
+                    kind == "role" && rule["resourceNames"] == json!(["toolward-webhook-tls"]);
+                ensure!(its_own, "{kind}: {rule}");
+            }
             rights.extend(granted(&role));
         }
         let wild: Vec<_> = rights
@@ -119,10 +159,6 @@ async fn rights_are_those_that_are_used() -> Result<()> {
             .filter(|(verb, what)| verb == "*" || what.contains('*'))
             .collect();
         ensure!(wild.is_empty(), "wildcards: {wild:?}");
-        ensure!(
-            !rights.iter().any(|(_, what)| what == "/secrets"),
-            "reads Secrets: {rights:?}"
-        );
 
         let requests = requests(scope)?;
         // Not every 403 is a matter of rights: a namespace that ends takes nothing new.
@@ -150,6 +186,53 @@ async fn rights_are_those_that_are_used() -> Result<()> {
             more.is_empty(),
             "used and not granted by the chart: {more:?}"
         );
+        Ok(())
+    })
+    .await
+}
+
+/// A role lets the operator delete whatever is of a kind; the chart bounds it to
+/// what it made.
+#[tokio::test]
+async fn the_operator_deletes_nothing_of_others() -> Result<()> {
+    beside("deletes", async |scope: &Scope| {
+        let labels = json!({"toolward.dev/server": "made-up"});
+        let meta = json!({"name": "theirs", "labels": labels});
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta});
+        let policy = json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta,
+            "spec": {"podSelector": {}},
+        });
+        let labels = json!({"app": "theirs"});
+        let container = json!({"name": "app", "image": "registry.example/app:1"});
+        let deployment = json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta,
+            "spec": {
+                "replicas": 0, "selector": {"matchLabels": labels},
+                "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
+            },
+        });
+        scope.apply(&[map, policy, deployment]).await?;
+        let operator = format!(
+            "--as=system:serviceaccount:{}:{}",
+            release::NAMESPACE,
+            release::OPERATOR
+        );
+        for object in [
+            "configmap/kube-root-ca.crt",
+            "configmap/theirs",
+            "networkpolicy/theirs",
+            "deployment/theirs",
+        ] {
+            let args = ["delete", "-n", &scope.namespace, object, &operator];
+            let output = scope.cluster.kubectl_output(&args, None).await?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            let why = "the operator deletes only what it made for an McpServer";
+            ensure!(
+                !output.status.success() && said.contains(why),
+                "{object}: {said}"
+            );
+        }
         Ok(())
     })
     .await

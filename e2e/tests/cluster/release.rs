@@ -2,7 +2,7 @@
 //! an installation with kubectl alone.
 
 use anyhow::{Context, Result, ensure};
-use e2e::release::{DEV_IMAGES, NAMESPACE, OPERATOR, RELEASE, install};
+use e2e::release::{self, DEV_IMAGES, NAMESPACE, OPERATOR, RELEASE, install};
 use e2e::statements as promise;
 use e2e::{Cluster, wait_for};
 use serde_json::json;
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::suite::{ACCEPTED, PATIENCE, Scope, allow, alone, stdio};
 
 /// Kinds of the chart's objects that no namespace holds.
-const CLUSTER_WIDE: &str = "clusterroles,clusterrolebindings,validatingadmissionpolicies,validatingadmissionpolicybindings";
+const CLUSTER_WIDE: &str = "clusterroles,clusterrolebindings,validatingadmissionpolicies,validatingadmissionpolicybindings,mutatingwebhookconfigurations,validatingwebhookconfigurations";
 
 #[tokio::test]
 async fn an_upgrade_changes_what_a_server_may_ask_for() -> Result<()> {
@@ -130,6 +130,7 @@ async fn uninstall(scope: &Scope) -> Result<()> {
             "--timeout=2m",
         ])
         .await?;
+    release::admits(cluster).await?;
     scope
         .apply(&[allow("callers", "kept", &from, &["get-sum", "echo"])])
         .await?;
@@ -180,7 +181,7 @@ async fn nothing_of_the_chart(cluster: &Cluster) -> Result<()> {
         ];
         let left = cluster.kubectl(&labelled).await?;
         ensure!(left.is_empty(), "left: {left}");
-        let kinds = "deployments,pods,services,roles,rolebindings";
+        let kinds = "deployments,pods,services,roles,rolebindings,poddisruptionbudgets";
         let left = cluster
             .kubectl(&["get", kinds, "-n", NAMESPACE, "-o", "name"])
             .await?;

@@ -31,14 +31,21 @@ pub struct Scope {
 pub async fn beside(name: &str, test: impl AsyncFnOnce(&Scope) -> Result<()>) -> Result<()> {
     let cluster = installed().await?;
     let _shared = OPERATOR.read().await;
-    run(cluster, name, test).await
+    run(cluster, name, false, test).await
+}
+
+/// As [`beside`], in a namespace that opted in to injection.
+pub async fn opted_in(name: &str, test: impl AsyncFnOnce(&Scope) -> Result<()>) -> Result<()> {
+    let cluster = installed().await?;
+    let _shared = OPERATOR.read().await;
+    run(cluster, name, true, test).await
 }
 
 /// Runs a test that no other may disturb, or that would disturb others.
 pub async fn alone(name: &str, test: impl AsyncFnOnce(&Scope) -> Result<()>) -> Result<()> {
     let cluster = installed().await?;
     let _exclusive = OPERATOR.write().await;
-    run(cluster, name, test).await
+    run(cluster, name, false, test).await
 }
 
 async fn installed() -> Result<Cluster> {
@@ -54,6 +61,7 @@ async fn installed() -> Result<Cluster> {
 async fn run(
     cluster: Cluster,
     name: &str,
+    is_opted_in: bool,
     test: impl AsyncFnOnce(&Scope) -> Result<()>,
 ) -> Result<()> {
     let namespace = format!("t-{name}");
@@ -63,6 +71,9 @@ async fn run(
         namespace,
     };
     scope.create_namespace().await?;
+    if is_opted_in {
+        scope.opt_in().await?;
+    }
     let outcome = AssertUnwindSafe(test(&scope)).catch_unwind().await;
     let outcome = outcome.unwrap_or_else(|_| Err(anyhow!("the test panicked; see above")));
     if outcome.is_err() {
@@ -95,6 +106,74 @@ impl Scope {
         })
         .await?;
         Ok(())
+    }
+
+    /// Lets pods of the namespace have the sidecar; waits until the API server has
+    /// taken note.
+    pub async fn opt_in(&self) -> Result<()> {
+        let label = "toolward.dev/injection=enabled";
+        let args = ["label", "namespace", &self.namespace, "--overwrite", label];
+        self.cluster.kubectl(&args).await?;
+        // It names no server, so it is refused as soon as it is looked at.
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "probe", "annotations": {"toolward.dev/server": "no-such-server"}},
+            "spec": {"containers": [{"name": "app", "image": "registry.example/app:1"}]},
+        });
+        wait_for("pods to be looked at", PATIENCE, || async {
+            let (said, _) = self.tries(&pod).await?;
+            ensure!(said.contains("no-such-server"), "{said:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Lets objects of the test's namespace by without a look of the webhook: for
+    /// tests of what the operator makes of those that nobody refused.
+    pub async fn unchecked(&self) -> Result<()> {
+        const LABEL: &str = "e2e.toolward.dev/unchecked";
+        let label = format!("{LABEL}=true");
+        let args = ["label", "namespace", &self.namespace, &label];
+        self.cluster.kubectl(&args).await?;
+        let selector = json!({"matchExpressions": [{"key": LABEL, "operator": "DoesNotExist"}]});
+        let hook = |name| json!({"name": name, "namespaceSelector": selector});
+        let hooks = ["servers.toolward.dev", "policies.toolward.dev"].map(hook);
+        let patch = json!({"webhooks": hooks}).to_string();
+        let kind = "validatingwebhookconfiguration";
+        let args = [
+            "patch",
+            kind,
+            "toolward-validation",
+            "--type=strategic",
+            "-p",
+            &patch,
+        ];
+        self.cluster.kubectl(&args).await?;
+        let mut refused = stdio("unchecked");
+        refused["spec"]["authentication"] = json!({"mode": "Anonymous"});
+        let refused = refused.to_string();
+        let args = [
+            "apply",
+            "-n",
+            &self.namespace,
+            "--dry-run=server",
+            "-f",
+            "-",
+        ];
+        wait_for("the webhook to look away", PATIENCE, || async {
+            self.cluster.kubectl_stdin(&args, &refused).await.map(drop)
+        })
+        .await
+    }
+
+    /// What the API server says to an object in a dry run, and whether it takes it.
+    pub async fn tries(&self, object: &Value) -> Result<(String, bool)> {
+        let namespace = &self.namespace;
+        let args = ["create", "-n", namespace, "--dry-run=server", "-f", "-"];
+        let object = object.to_string();
+        let output = self.cluster.kubectl_output(&args, Some(&object)).await?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok((said, output.status.success()))
     }
 
     /// Runs kubectl in the test's namespace.

@@ -3,19 +3,24 @@
 
 mod config_map;
 mod deployment;
-mod pod;
+mod network_policy;
+pub(crate) mod pod;
 mod service;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use std::collections::BTreeMap;
 
 use crds::McpServer;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::Resource;
 
 pub use config_map::{config_map, identity_map};
 pub use deployment::deployment;
+pub use network_policy::network_policy;
 pub use service::service;
+pub(crate) use volumes::volumes;
 
 use crate::names::SERVER_LABEL;
 
@@ -54,14 +59,22 @@ impl Owner {
 
     fn reference(&self) -> OwnerReference {
         OwnerReference {
-            api_version: <McpServer as kube::Resource>::api_version(&()).into_owned(),
-            kind: <McpServer as kube::Resource>::kind(&()).into_owned(),
+            api_version: <McpServer as Resource>::api_version(&()).into_owned(),
+            kind: <McpServer as Resource>::kind(&()).into_owned(),
             name: self.name.clone(),
             uid: self.uid.clone(),
             controller: Some(true),
             block_owner_deletion: Some(true),
         }
     }
+}
+
+/// The object without an owner: garbage collection leaves it when the `McpServer`
+/// is deleted. Pods that Toolward did not make need their configuration until they
+/// end.
+pub fn kept<K: Resource>(mut object: K) -> K {
+    object.meta_mut().owner_references = None;
+    object
 }
 
 fn labels(server: &str) -> BTreeMap<String, String> {

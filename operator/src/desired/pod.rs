@@ -26,17 +26,17 @@ use crate::names::{
     ADMIN_PORT, INSTALL_CONTAINER, MCP_PORT, PEER_PORT, SERVER_CONTAINER, SIDECAR_CONTAINER,
 };
 
-pub(super) const BUNDLE_VOLUME: &str = "toolward-bundle";
-pub(super) const BIN_VOLUME: &str = "toolward-bin";
-pub(super) const RUN_VOLUME: &str = "toolward-run";
-pub(super) const PEER_VOLUME: &str = "toolward-peer";
-pub(super) const IDENTITY_VOLUME: &str = "toolward-identity";
-pub(super) const TOKEN_FILE: &str = "token";
+pub(crate) const BUNDLE_VOLUME: &str = "toolward-bundle";
+pub(crate) const BIN_VOLUME: &str = "toolward-bin";
+pub(crate) const RUN_VOLUME: &str = "toolward-run";
+pub(crate) const PEER_VOLUME: &str = "toolward-peer";
+pub(crate) const IDENTITY_VOLUME: &str = "toolward-identity";
+pub(crate) const TOKEN_FILE: &str = "token";
 
-pub(super) const AUTHORITIES_VOLUME: &str = "toolward-authorities";
-pub(super) const CREDENTIAL_VOLUME: &str = "toolward-credential";
-pub(super) const CREDENTIAL_FILE: &str = "value";
-pub(super) const TLS_VOLUME: &str = "toolward-tls";
+pub(crate) const AUTHORITIES_VOLUME: &str = "toolward-authorities";
+pub(crate) const CREDENTIAL_VOLUME: &str = "toolward-credential";
+pub(crate) const CREDENTIAL_FILE: &str = "value";
+pub(crate) const TLS_VOLUME: &str = "toolward-tls";
 
 const BUNDLE_DIR: &str = "/etc/toolward/bundle";
 const AUTHORITIES_DIR: &str = "/etc/toolward/authorities";
@@ -48,27 +48,29 @@ const BIN_DIR: &str = "/toolward/bin";
 const RUN_DIR: &str = "/toolward/run";
 const SOCKET: &str = "/toolward/run/mcp.sock";
 
-const SIDECAR_UID: i64 = 65532;
+/// One that images do not use: 65532 is that of many.
+pub(crate) const SIDECAR_UID: i64 = 9440;
 const SERVER_UID: i64 = 65533;
-/// How long the server outlives the sidecar's intake, so that calls can finish.
-const DRAIN_SECONDS: i64 = 10;
+/// How long the server outlives the request to drain, so that calls can finish: the
+/// sidecar serves for 2 s more, and then finishes calls for 10 s.
+pub(crate) const DRAIN_SECONDS: i64 = 12;
 
-pub(super) fn is_stdio(transport: &Transport) -> bool {
+pub(crate) fn is_stdio(transport: &Transport) -> bool {
     transport.type_ == TransportType::Stdio
 }
 
 /// Copies the shim for the server's container.
-pub(super) fn install(sidecar: &SidecarImage) -> Container {
+pub(crate) fn install(spec: &McpServerSpec, sidecar: &SidecarImage) -> Container {
     Container {
         name: INSTALL_CONTAINER.to_owned(),
         args: Some(strings(&["install", BIN_DIR])),
         volume_mounts: Some(vec![mount(BIN_VOLUME, BIN_DIR, false)]),
-        ..sidecar_image(sidecar)
+        ..sidecar_image(spec, sidecar)
     }
 }
 
 /// The sidecar in front of the server.
-pub(super) fn sidecar(spec: &McpServerSpec, sidecar: &SidecarImage) -> Container {
+pub(crate) fn sidecar(spec: &McpServerSpec, sidecar: &SidecarImage) -> Container {
     let transport = &spec.transport;
     let port = |name: &str, port| ContainerPort {
         name: Some(name.to_owned()),
@@ -145,12 +147,12 @@ pub(super) fn sidecar(spec: &McpServerSpec, sidecar: &SidecarImage) -> Container
             ..Lifecycle::default()
         }),
         volume_mounts: Some(mounts),
-        ..sidecar_image(sidecar)
+        ..sidecar_image(spec, sidecar)
     }
 }
 
 /// Issuers with authorities of their own, and the Secrets that hold these.
-pub(super) fn authorities(
+pub(crate) fn authorities(
     authentication: &Authentication,
 ) -> impl Iterator<Item = (&ItemName, &SecretKeyRef)> {
     let issuers = authentication.issuers.iter().flatten();
@@ -182,16 +184,13 @@ fn processes(stdio: &StdioTransport) -> [String; 8] {
     ]
 }
 
-/// What all containers of the sidecar's image have in common.
-fn sidecar_image(sidecar: &SidecarImage) -> Container {
-    let quantity = |name: &str, amount: &str| (name.to_owned(), Quantity(amount.to_owned()));
+/// What all containers of the sidecar's image have in common. A quota asks all of
+/// them alike for resources.
+fn sidecar_image(spec: &McpServerSpec, sidecar: &SidecarImage) -> Container {
     Container {
         image: Some(sidecar.image.clone()),
         image_pull_policy: Some(sidecar.pull_policy.clone()),
-        resources: Some(ResourceRequirements {
-            requests: Some([quantity("cpu", "10m"), quantity("memory", "32Mi")].into()),
-            ..ResourceRequirements::default()
-        }),
+        resources: Some(sidecar_resources(spec)),
         security_context: Some(SecurityContext {
             read_only_root_filesystem: Some(true),
             ..restricted(SIDECAR_UID)
@@ -201,8 +200,21 @@ fn sidecar_image(sidecar: &SidecarImage) -> Container {
     }
 }
 
+fn sidecar_resources(spec: &McpServerSpec) -> ResourceRequirements {
+    let resources = spec.sidecar.as_ref().and_then(|it| it.resources.as_ref());
+    resources.map_or_else(default_resources, requirements)
+}
+
+fn default_resources() -> ResourceRequirements {
+    let quantity = |name: &str, amount: &str| (name.to_owned(), Quantity(amount.to_owned()));
+    ResourceRequirements {
+        requests: Some([quantity("cpu", "10m"), quantity("memory", "32Mi")].into()),
+        ..ResourceRequirements::default()
+    }
+}
+
 /// The wrapped server.
-pub(super) fn server(spec: &McpServerSpec) -> Container {
+pub(crate) fn server(spec: &McpServerSpec, run: &DeploymentSpec) -> Container {
     let DeploymentSpec {
         image,
         command,
@@ -214,7 +226,7 @@ pub(super) fn server(spec: &McpServerSpec) -> Container {
         service_account_name: _,
         image_pull_secrets: _,
         replicas: _,
-    } = &spec.deployment;
+    } = run;
     let stdio = is_stdio(&spec.transport);
     let words = |list: &Option<Vec<crds::Argument>>| -> Option<Vec<String>> {
         list.as_ref()
@@ -222,18 +234,8 @@ pub(super) fn server(spec: &McpServerSpec) -> Container {
     };
     let (mut command, args) = (words(command), words(args));
     if stdio {
-        let mut shim = strings(&["/toolward/bin/toolward-sidecar", "shim", "--socket", SOCKET]);
-        shim.extend(["--peer-uid".to_owned(), SIDECAR_UID.to_string()]);
-        shim.push("--".to_owned());
-        shim.extend(command.unwrap_or_default());
-        command = Some(shim);
+        command = Some(shimmed(command.unwrap_or_default()));
     }
-    let mounts = || {
-        vec![
-            mount(BIN_VOLUME, BIN_DIR, true),
-            mount(RUN_VOLUME, RUN_DIR, false),
-        ]
-    };
     Container {
         name: SERVER_CONTAINER.to_owned(),
         image: Some(image.to_string()),
@@ -244,19 +246,48 @@ pub(super) fn server(spec: &McpServerSpec) -> Container {
             .as_ref()
             .map(|list| list.iter().map(variables).collect()),
         resources: resources.as_ref().map(requirements),
-        volume_mounts: stdio.then(mounts),
+        volume_mounts: stdio.then(|| server_mounts().into()),
         security_context: Some(restricted(SERVER_UID)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         lifecycle: Some(Lifecycle {
-            pre_stop: Some(LifecycleHandler {
-                sleep: Some(SleepAction {
-                    seconds: DRAIN_SECONDS,
-                }),
-                ..LifecycleHandler::default()
-            }),
+            pre_stop: Some(outlive_intake()),
             ..Lifecycle::default()
         }),
         ..Container::default()
+    }
+}
+
+/// The command line of a stdio server, run by the shim.
+pub(crate) fn shimmed(command: Vec<String>) -> Vec<String> {
+    let mut shim = shim();
+    shim.extend(command);
+    shim
+}
+
+/// What stands before the command of a stdio server.
+pub(crate) fn shim() -> Vec<String> {
+    let mut shim = strings(&["/toolward/bin/toolward-sidecar", "shim", "--socket", SOCKET]);
+    shim.extend(["--peer-uid".to_owned(), SIDECAR_UID.to_string()]);
+    shim.push("--".to_owned());
+    shim
+}
+
+/// What the container of a stdio server shares with the sidecar.
+pub(crate) fn server_mounts() -> [VolumeMount; 2] {
+    [
+        mount(BIN_VOLUME, BIN_DIR, true),
+        mount(RUN_VOLUME, RUN_DIR, false),
+    ]
+}
+
+/// Keeps a server's container until the sidecar's intake has stopped and calls
+/// have finished.
+pub(crate) fn outlive_intake() -> LifecycleHandler {
+    LifecycleHandler {
+        sleep: Some(SleepAction {
+            seconds: DRAIN_SECONDS,
+        }),
+        ..LifecycleHandler::default()
     }
 }
 

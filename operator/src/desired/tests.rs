@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::util::intstr::IntOrString};
 
 use super::*;
 
@@ -10,6 +10,11 @@ fn owner() -> Owner {
         name: "orders".to_owned(),
         uid: "0c5f4e6a-1111-2222-3333-444455556666".to_owned(),
     }
+}
+
+fn deployed(server: &McpServer) -> Deployment {
+    let run = server.spec.deployment.as_ref().unwrap();
+    deployment(&owner(), &server.spec, run, &sidecar())
 }
 
 fn sidecar() -> SidecarImage {
@@ -52,7 +57,7 @@ fn stdio() {
       - {configMapRef: {name: c, optional: false}}
 ",
     );
-    insta::assert_yaml_snapshot!(deployment(&owner(), &server, &sidecar()));
+    insta::assert_yaml_snapshot!(deployed(&server));
 }
 
 #[test]
@@ -63,7 +68,7 @@ fn streamable_http() {
   deployment: {image: registry.example/orders-mcp:1.4}
 ",
     );
-    insta::assert_yaml_snapshot!(deployment(&owner(), &server, &sidecar()));
+    insta::assert_yaml_snapshot!(deployed(&server));
 }
 
 /// What is mounted into which container: `(container, path)` of each mount of a
@@ -88,7 +93,7 @@ fn tls() {
   tls: {{secretName: orders-tls}}
 "
         ));
-        let spec = deployment(&owner(), &server, &sidecar()).spec.unwrap();
+        let spec = deployed(&server).spec.unwrap();
         let pod = spec.template.spec.unwrap();
         let volumes = pod.volumes.iter().flatten();
         let sources: Vec<_> = volumes
@@ -129,6 +134,26 @@ fn tls() {
     }
 }
 
+/// A quota asks all containers of a pod alike.
+#[test]
+fn the_sidecars_resources_are_those_of_all_its_containers() {
+    let server = server(
+        "
+  transport: {type: Stdio}
+  deployment: {image: registry.example/orders-mcp:1.4, command: [/orders]}
+  sidecar: {resources: {limits: {memory: 128Mi}}}
+",
+    );
+    let spec = deployed(&server).spec.unwrap();
+    let init = spec.template.spec.unwrap().init_containers.unwrap();
+    assert_eq!(init.len(), 2);
+    let wanted = serde_json::json!({"limits": {"memory": "128Mi"}});
+    for container in init {
+        let resources = serde_json::to_value(&container.resources).unwrap();
+        assert_eq!(resources, wanted, "{}", container.name);
+    }
+}
+
 #[test]
 fn service_and_config_map() {
     let server = server(
@@ -152,7 +177,7 @@ fn only_the_sidecar_has_what_proves_its_key() {
   deployment: {{image: registry.example/orders-mcp:1.4, command: [/orders]}}
 "
         ));
-        let spec = deployment(&owner(), &server, &sidecar()).spec.unwrap();
+        let spec = deployed(&server).spec.unwrap();
         let pod = spec.template.spec.unwrap();
         let volume = pod.volumes.iter().flatten();
         let mut volume = volume.filter(|volume| volume.name == pod::IDENTITY_VOLUME);
@@ -193,7 +218,7 @@ fn only_the_sidecar_has_the_token_for_its_peers() {
   deployment: {{image: registry.example/orders-mcp:1.4, command: [/orders], serviceAccountName: orders}}
 "
         ));
-        let spec = deployment(&owner(), &server, &sidecar()).spec.unwrap();
+        let spec = deployed(&server).spec.unwrap();
         let pod = spec.template.spec.unwrap();
         let tokens = |volume: &k8s_openapi::api::core::v1::Volume| {
             let sources = volume.projected.as_ref().and_then(|p| p.sources.as_ref());

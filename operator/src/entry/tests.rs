@@ -52,7 +52,7 @@ fn a_valid_object_is_decoded_without_its_kind_and_whatever_its_status() {
         "deployment": {"image": "i"}, "transport": {"type": "StreamableHttp"},
     });
     let entry = Entry::<McpServer>::read(object(spec), None);
-    assert_eq!(&*entry.decoded.unwrap().spec.deployment.image, "i");
+    assert_eq!(&*entry.decoded.unwrap().spec.deployment.unwrap().image, "i");
 }
 
 #[test]
@@ -70,6 +70,8 @@ fn a_new_spec_is_decoded_anew() {
             .unwrap()
             .spec
             .deployment
+            .as_ref()
+            .unwrap()
             .image
             .to_string()
     };

@@ -51,6 +51,31 @@ fn only_changes_are_news() {
 }
 
 #[test]
+fn a_server_that_is_reached_past_its_sidecar_is_a_warning() {
+    use ConditionStatus::{False, True, Unknown};
+    let isolated = |status, reason| condition(ConditionType::Isolated, status, reason);
+    let unknown = isolated(Unknown, Reason::Pending);
+    let loopback = isolated(True, Reason::LoopbackOnly);
+    let shut = isolated(True, Reason::NetworkPolicyEnforced);
+    let open = isolated(False, Reason::ServerPortReachable);
+    let one = std::slice::from_ref::<Condition>;
+    for (before, after) in [(&unknown, &loopback), (&loopback, &shut), (&open, &shut)] {
+        assert_eq!(reasons(one(before), one(after), false), []);
+    }
+    for before in [&unknown, &loopback, &shut] {
+        let before = json!({"conditions": [before]});
+        let news = news(&before, one(&open), false);
+        let [news] = &news[..] else {
+            panic!("{news:?}")
+        };
+        assert!(news.warning);
+        assert_eq!(news.reason, Reason::ServerPortReachable);
+        assert_eq!(news.about, ConditionType::Isolated);
+    }
+    assert_eq!(reasons(one(&open), one(&open), false), []);
+}
+
+#[test]
 fn a_refusal_is_told_once_and_not_by_each_condition() {
     let refused = |type_| condition(type_, ConditionStatus::False, Reason::PolicyInvalid);
     let conditions = [

@@ -4,6 +4,8 @@
 //! what was written before is read leniently, so that a version of Toolward
 //! that knows other reasons is no obstacle.
 
+mod injected;
+mod isolated;
 pub mod pod;
 pub mod policy;
 pub mod server;

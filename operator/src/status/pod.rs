@@ -136,7 +136,7 @@ fn ending(state: &ContainerState) -> Option<String> {
     let oom = ended.reason.as_deref() == Some("OOMKilled");
     match (ended.exit_code, ended.reason.as_deref()) {
         (_, Some("Completed")) => None,
-        _ if oom => Some("ran out of memory (raise deployment.resources.limits.memory)".to_owned()),
+        _ if oom => Some("ran out of memory (raise resources.limits.memory)".to_owned()),
         (code, Some("ContainerCannotRun" | "StartError")) => {
             Some(format!("could not be started (exit code {code})"))
         }

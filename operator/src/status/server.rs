@@ -3,19 +3,20 @@
 use std::collections::BTreeMap;
 
 use crds::{
-    BundleStatus, ConditionStatus, ConditionType, McpServerStatus, Reason, RunningBundle,
-    ToolStatus,
+    BundleStatus, ConditionStatus, ConditionType, InjectionStatus, McpServerStatus, Reason,
+    RunningBundle, ToolStatus,
 };
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::ResourceExt;
 use policy::report::{IssuerReport, IssuerState, Report, UpstreamState};
 
 use super::{
-    Stamp, Verdict, clip,
+    Stamp, Verdict, clip, injected,
+    isolated::isolated,
     pod::{Trouble, is_live, is_ready, sidecar_runs, trouble},
     tail,
 };
-use crate::{board::Sights, names::SERVER_LABEL};
+use crate::{board::Sights, inject::has_sidecar, injection, names::SERVER_LABEL};
 
 const MAX_TOOLS: usize = 256;
 const MAX_BUNDLES: usize = 16;
@@ -42,6 +43,8 @@ pub struct Seen<'a> {
     pub anonymous: bool,
     /// The Deployment, where it is ours.
     pub deployment: Option<&'a Deployment>,
+    /// Who has the sidecar and who lacks it, where the server is injected.
+    pub injection: Option<&'a injection::Pods>,
     /// The pods.
     pub pods: Vec<&'a Pod>,
     /// What their sidecars say.
@@ -62,12 +65,13 @@ pub fn status(seen: &Seen<'_>, stamp: Stamp<'_>) -> McpServerStatus {
         stamp.condition(ConditionType::Ready, or_refused(ready(seen))),
         stamp.condition(ConditionType::Enforced, or_refused(enforced(seen))),
         stamp.condition(ConditionType::AuthReady, or_refused(auth_ready(seen))),
+        // Also of a server that is refused: it runs.
+        stamp.condition(ConditionType::Isolated, isolated(seen)),
     ];
     let (tool_count, tools) = tools(seen);
-    let replicas = seen
-        .deployment
-        .and_then(|deployment| deployment.status.as_ref())
-        .map(|status| status.replicas.unwrap_or_default());
+    let deployed = seen.deployment.and_then(|it| it.status.as_ref());
+    let deployed = deployed.map(|status| status.replicas.unwrap_or_default());
+    let replicas = seen.injection.map(|pods| count(pods.injected)).or(deployed);
     McpServerStatus {
         observed_generation: Some(stamp.generation),
         url: seen.endpoint.map(|(url, _)| clip(url, 2048)),
@@ -82,6 +86,10 @@ pub fn status(seen: &Seen<'_>, stamp: Stamp<'_>) -> McpServerStatus {
         }),
         truncated: tool_count.is_some_and(|count| count > tools.len()),
         tools,
+        injection: seen.injection.map(|pods| InjectionStatus {
+            injected: count(pods.injected),
+            missing: count(pods.missing.len()),
+        }),
         conditions,
     }
 }
@@ -90,7 +98,7 @@ fn count(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }
 
-fn pods(number: usize) -> String {
+pub(super) fn pods(number: usize) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} pod{plural}")
 }
@@ -111,7 +119,7 @@ fn report<'a>(seen: &Seen<'a>, pod: &Pod) -> Option<&'a Report> {
 }
 
 /// Pods whose sidecar runs: those that decide on calls.
-fn deciding<'a>(seen: &Seen<'a>) -> Vec<&'a Pod> {
+pub(super) fn deciding<'a>(seen: &Seen<'a>) -> Vec<&'a Pod> {
     let pods = seen.pods.iter().copied();
     pods.filter(|pod| sidecar_runs(pod)).collect()
 }
@@ -131,7 +139,7 @@ fn programmed(seen: &Seen<'_>) -> Verdict {
     };
     let sidecars = deciding(seen);
     if sidecars.is_empty() {
-        return if scaled_to_zero(seen) {
+        return if scaled_to_zero(seen) || seen.injection.is_some_and(|pods| pods.injected == 0) {
             Verdict::yes(
                 Reason::InForce,
                 "No sidecar runs; the next one starts with the wanted bundle.",
@@ -173,7 +181,9 @@ fn programmed(seen: &Seen<'_>) -> Verdict {
 }
 
 fn ready(seen: &Seen<'_>) -> Verdict {
-    let live: Vec<_> = seen.pods.iter().copied().filter(|p| is_live(p)).collect();
+    // Of an injected server, a pod without the sidecar serves nobody.
+    let counts = |pod: &&Pod| is_live(pod) && (seen.injection.is_none() || has_sidecar(pod));
+    let live: Vec<_> = seen.pods.iter().copied().filter(counts).collect();
     let failed = |pod: &Pod| {
         let report = report(seen, pod)?;
         (report.upstream.state == UpstreamState::Failed).then(|| Trouble {
@@ -204,6 +214,7 @@ fn ready(seen: &Seen<'_>) -> Verdict {
     if serving > 0 {
         let trouble = trouble.map(|trouble| trouble.message);
         let more = trouble.or_else(|| waiting(seen, &live));
+        let more = more.or_else(|| injected::missing(seen.injection?));
         let more = more.map(|more| format!("; but {more}"));
         let message = format!(
             "{serving} of {} serving{}.",
@@ -218,15 +229,23 @@ fn ready(seen: &Seen<'_>) -> Verdict {
             "The number of replicas is 0: scale up to serve.",
         );
     }
-    match trouble {
-        Some(Trouble { reason, message }) => Verdict::no(reason, capital(&message)),
-        None => Verdict::no(Reason::Starting, starting(seen, &live)),
+    if let Some(Trouble { reason, message }) = trouble {
+        return Verdict::no(reason, capital(&message));
+    }
+    match seen.injection.and_then(injected::missing) {
+        Some(missing) if live.is_empty() => {
+            Verdict::no(Reason::SidecarMissing, capital(&format!("{missing}.")))
+        }
+        _ => Verdict::no(Reason::Starting, starting(seen, &live)),
     }
 }
 
 fn starting(seen: &Seen<'_>, live: &[&Pod]) -> String {
     if live.is_empty() {
-        return "No pod exists yet.".to_owned();
+        return match seen.injection {
+            Some(_) => injected::nobody(seen.name),
+            None => "No pod exists yet.".to_owned(),
+        };
     }
     let reports = || live.iter().filter_map(|pod| report(seen, pod));
     let said = reports().find_map(|report| {
@@ -250,8 +269,14 @@ fn starting(seen: &Seen<'_>, live: &[&Pod]) -> String {
 /// tells that a Secret is missing.
 fn waiting(seen: &Seen<'_>, live: &[&Pod]) -> Option<String> {
     let waiting = live.iter().filter(|pod| !sidecar_runs(pod)).count();
-    let spec = seen.deployment?.spec.as_ref()?.template.spec.as_ref()?;
+    let spec = match seen.deployment {
+        Some(deployment) => deployment.spec.as_ref()?.template.spec.as_ref()?,
+        None => live.first()?.spec.as_ref()?,
+    };
+    // Of a pod of its users, only those of the sidecar are known.
     let volumes = spec.volumes.iter().flatten();
+    let volumes =
+        volumes.filter(|volume| seen.injection.is_none() || volume.name.starts_with("toolward-"));
     let projected = volumes.filter_map(|volume| volume.projected.as_ref()?.sources.as_ref());
     let secrets = projected
         .flatten()
@@ -319,7 +344,12 @@ fn replica_failure(deployment: &Deployment) -> Option<Trouble> {
 }
 
 fn enforced(seen: &Seen<'_>) -> Verdict {
-    let replicas = seen.deployment.map(desired_replicas).unwrap_or_default();
+    if let Some(missing) = seen.injection.and_then(injected::missing) {
+        return Verdict::no(Reason::SidecarMissing, capital(&format!("{missing}.")));
+    }
+    let injected = seen.injection.map(|pods| count(pods.injected));
+    let deployed = seen.deployment.map(desired_replicas);
+    let replicas = injected.or(deployed).unwrap_or_default();
     match seen.limits && replicas > 1 {
         true => per_replica(replicas),
         false => Verdict::yes(Reason::Enforced, "All rules and limits hold as written."),

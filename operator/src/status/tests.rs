@@ -10,7 +10,11 @@ use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use serde_json::json;
 
 use super::{policy::Target, server::Seen, *};
-use crate::board::{Sight, Sights};
+use crate::{
+    board::{Sight, Sights},
+    injection,
+    isolation::Isolation,
+};
 
 const WANTED: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const OLD: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
@@ -68,6 +72,7 @@ fn report(hash: &str, state: UpstreamState) -> Report {
         peers: None,
         tls: None,
         identity: None,
+        listeners: None,
         upstream: UpstreamReport {
             state,
             message: "exit status: 2; the end of its standard error: no database".to_owned(),
@@ -102,8 +107,57 @@ fn seen<'a>(deployment: &'a Deployment, pods: &'a [Pod], sights: &'a Sights) -> 
         limits: false,
         anonymous: false,
         deployment: Some(deployment),
+        injection: None,
         pods: pods.iter().collect(),
         sights,
+    }
+}
+
+/// What is seen of an injected server.
+fn seen_injected<'a>(
+    injection: &'a injection::Pods,
+    pods: &'a [Pod],
+    sights: &'a Sights,
+) -> Seen<'a> {
+    Seen {
+        name: "orders",
+        endpoint: None,
+        refused: None,
+        apply_error: None,
+        policies: 1,
+        wanted: Some(WANTED),
+        limits: false,
+        anonymous: false,
+        deployment: None,
+        injection: Some(injection),
+        pods: pods.iter().collect(),
+        sights,
+    }
+}
+
+/// A pod as the webhook leaves it, or one that only has its label.
+fn app_pod(index: u8, ready: bool, injected: bool) -> Pod {
+    let sidecar = json!({"name": "toolward-sidecar", "restartPolicy": "Always"});
+    let more = match injected {
+        true => json!({}),
+        false => json!({"initContainerStatuses": []}),
+    };
+    let mut pod = pod(index, ready, more);
+    pod.spec = Some(object(json!({
+        "containers": [{"name": "app"}],
+        "initContainers": if injected { json!([sidecar]) } else { json!([]) },
+    })));
+    pod
+}
+
+fn lacking(names: &[&str], injected: usize) -> injection::Pods {
+    let bare = |name: &&str| injection::Bare {
+        pod: (*name).to_owned(),
+        remedy: "`kubectl rollout restart --namespace shop deployment/orders`".to_owned(),
+    };
+    injection::Pods {
+        injected,
+        missing: names.iter().map(bare).collect(),
     }
 }
 
@@ -289,6 +343,105 @@ fn ready_without_pods() {
             says,
         );
     }
+}
+
+#[test]
+fn an_injected_server_says_which_pods_lack_the_sidecar_and_what_to_do() {
+    use ConditionType::{Enforced, Isolated, Programmed, Ready};
+    let serving = sights(vec![report(WANTED, UpstreamState::Serving)]);
+    let with = [app_pod(0, true, true)];
+    let without = [app_pod(1, true, false)];
+    let both = [app_pod(0, true, true), app_pod(1, true, false)];
+    let missing = "1 pod asks for the sidecar and does not have it (p1)";
+    let restart = "Restart the pods: `kubectl rollout restart --namespace shop deployment/orders`.";
+    let nobody = "write the annotation toolward.dev/server: orders into the template";
+    let (none, one, lacks) = (lacking(&[], 0), lacking(&[], 1), lacking(&["p1"], 0));
+    let mixed = lacking(&["p1"], 1);
+    for (pods, of, type_, expected, says) in [
+        (
+            &with[..],
+            &one,
+            Ready,
+            "True/Serving",
+            "1 of 1 pod serving.",
+        ),
+        (&with, &one, Enforced, "True/Enforced", ""),
+        (&with, &one, Programmed, "True/InForce", "(1)"),
+        (
+            &both,
+            &mixed,
+            Isolated,
+            "Unknown/SidecarMissing",
+            "without the sidecar: 1",
+        ),
+        (&without, &lacks, Ready, "False/SidecarMissing", missing),
+        (&without, &lacks, Ready, "False/SidecarMissing", restart),
+        (&without, &lacks, Enforced, "False/SidecarMissing", restart),
+        (&[], &lacks, Ready, "False/SidecarMissing", restart),
+        // Who has it serves; that others can be called without it is told all the same.
+        (&both, &mixed, Ready, "True/Serving", missing),
+        (&both, &mixed, Enforced, "False/SidecarMissing", missing),
+        (&both, &mixed, Programmed, "True/InForce", "(1)"),
+        (&[], &none, Ready, "False/Starting", nobody),
+        (&[], &none, Enforced, "True/Enforced", ""),
+        (&[], &none, Programmed, "True/InForce", "No sidecar runs"),
+    ] {
+        check(&seen_injected(of, pods, &serving), type_, expected, says);
+    }
+    let many = lacking(&["a", "b", "c", "d"], 0);
+    check(
+        &seen_injected(&many, &[], &serving),
+        Ready,
+        "False/SidecarMissing",
+        "4 pods ask for the sidecar and do not have it (a, b, c, …)",
+    );
+}
+
+#[test]
+fn an_injected_server_counts_its_pods() {
+    let serving = sights(vec![report(WANTED, UpstreamState::Serving)]);
+    let (injection, pods) = (lacking(&["p1"], 2), [app_pod(0, true, true)]);
+    let status = server::status(&seen_injected(&injection, &pods, &serving), NEW);
+    let counts = crds::InjectionStatus {
+        injected: 2,
+        missing: 1,
+    };
+    assert_eq!(status.replicas, Some(2));
+    assert_eq!(status.injection, Some(counts));
+    let none = lacking(&[], 2);
+    let limited = Seen {
+        limits: true,
+        ..seen_injected(&none, &pods, &serving)
+    };
+    check(
+        &limited,
+        ConditionType::Enforced,
+        "False/PerReplica",
+        "2 replicas",
+    );
+    // A server that Toolward runs has none to count.
+    let one = deployment(1, json!({}));
+    let status = server::status(&seen(&one, &pods, &serving), NEW);
+    assert_eq!(status.injection, None);
+}
+
+/// One that cannot start is told of as that of a Deployment is.
+#[test]
+fn an_injected_pod_that_cannot_start_says_why() {
+    let waiting = json!({"state": {"waiting": {"reason": "ErrImagePull", "message": "gone"}}});
+    let mut pod = pod(
+        0,
+        false,
+        json!({"containerStatuses": [container("app", waiting)]}),
+    );
+    pod.spec = app_pod(0, false, true).spec;
+    let (pods, one) = ([pod], lacking(&[], 1));
+    check(
+        &seen_injected(&one, &pods, &Sights::new()),
+        ConditionType::Ready,
+        "False/PodsFailing",
+        "Container app of pod p0: ErrImagePull: gone",
+    );
 }
 
 #[test]
@@ -594,6 +747,101 @@ fn enforced_and_refused() {
         ConditionType::Accepted,
         "True/Accepted",
         "No McpToolPolicy targets",
+    );
+}
+
+/// What was found of pods `p0`, `p1`, ….
+fn isolated(found: &[Option<Isolation>]) -> Sights {
+    let reports = found.iter().map(|_| report(WANTED, UpstreamState::Serving));
+    let mut sights = sights(reports.collect());
+    for (sight, found) in sights.values_mut().zip(found) {
+        sight.isolation.clone_from(found);
+    }
+    sights
+}
+
+#[test]
+fn isolated_says_who_can_be_reached() {
+    use Isolation::{Loopback, Open, Shut, Unclear};
+    let three = deployment(3, json!({}));
+    let pods = [0, 1, 2].map(|index| pod(index, true, json!({})));
+    let open = |ports: &[u16]| Some(Open(ports.iter().copied().collect()));
+    let unclear = || Some(Unclear("it listens on 192.168.5.2:8080".into()));
+    for (found, expected, says) in [
+        (
+            [Some(Loopback), Some(Loopback), Some(Loopback)],
+            "True/LoopbackOnly",
+            "Nothing in the pods listens beyond loopback",
+        ),
+        (
+            [Some(Loopback), Some(Shut), Some(Loopback)],
+            "True/NetworkPolicyEnforced",
+            "NetworkPolicy orders-toolward is enforced",
+        ),
+        (
+            [Some(Shut), Some(Loopback), None],
+            "Unknown/Pending",
+            "not known yet whether the server in pod p2",
+        ),
+        (
+            [Some(Shut), unclear(), Some(Loopback)],
+            "Unknown/Pending",
+            "the server in pod p1 can be reached past its sidecar: it listens on 192.168.5.2:8080.",
+        ),
+        (
+            [None, unclear(), open(&[8080])],
+            "False/ServerPortReachable",
+            "Port 8080 of pod p2 can be reached",
+        ),
+        (
+            [Some(Shut), open(&[9090, 3000]), open(&[8080])],
+            "False/ServerPortReachable",
+            "Ports 3000, 9090 of pod p1 (and of 1 other pod) can be reached",
+        ),
+    ] {
+        let sights = isolated(&found);
+        let seen = seen(&three, &pods, &sights);
+        check(&seen, ConditionType::Isolated, expected, says);
+    }
+    let many: Vec<u16> = (1..100).collect();
+    check(
+        &seen(&three, &pods, &isolated(&[open(&many), None, None])),
+        ConditionType::Isolated,
+        "False/ServerPortReachable",
+        "Ports 1, 2, 3, 4, 5, 6, 7, 8, … of pod p0 can be reached",
+    );
+}
+
+/// A server that is refused runs all the same.
+#[test]
+fn isolated_speaks_of_what_runs() {
+    let one = deployment(1, json!({}));
+    let pods = [pod(0, true, json!({}))];
+    let sights = isolated(&[Some(Isolation::Open([8080].into()))]);
+    let refused = Seen {
+        refused: Some((Reason::PolicyInvalid, "p: spec.rules[0]".into())),
+        ..seen(&one, &pods, &sights)
+    };
+    check(
+        &refused,
+        ConditionType::Isolated,
+        "False/ServerPortReachable",
+        "Port 8080 of pod p0",
+    );
+    // What was found of a sidecar that fell silent since says nothing.
+    let mut silent = sights.clone();
+    silent.values_mut().for_each(|sight| sight.report = None);
+    check(
+        &seen(&one, &pods, &silent),
+        ConditionType::Isolated,
+        "Unknown/Pending",
+        "not known yet",
+    );
+    check(
+        &seen(&one, &[], &sights),
+        ConditionType::Isolated,
+        "Unknown/Pending",
+        "No sidecar runs yet.",
     );
 }
 

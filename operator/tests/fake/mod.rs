@@ -12,6 +12,7 @@ use http_body_util::BodyExt;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Pod, Service},
+    networking::v1::NetworkPolicy,
 };
 use kube::{Client, client::Body, runtime::watcher::Event};
 use operator::{
@@ -22,8 +23,10 @@ use operator::{
     entry::{Entry, Kind},
     events::Events,
     identity::Identities,
+    isolation::Isolations,
     metrics::Metrics,
     names::Key,
+    orphans::Orphans,
     policies::Policies,
     server::Servers,
     table::{Row, Table},
@@ -64,6 +67,9 @@ impl Fake {
             issuer_networks: Vec::new(),
             cluster_domain: "cluster.local".into(),
             account: Key::new("toolward-system", "toolward-operator"),
+            pod_labels: BTreeMap::from([("app".into(), "operator".into())]),
+            monitoring_namespace: None,
+            pod: "operator-0".into(),
         };
         let issuer = Issuer::cluster("https://kubernetes.default.svc", json!({"keys": []}));
         let (_, current) = tokio::sync::watch::channel(Some(Arc::new(issuer)));
@@ -131,6 +137,10 @@ impl Fake {
         );
         relist(&world.services, self.labelled::<Service>("services"));
         relist(&world.config_maps, self.labelled::<ConfigMap>("configmaps"));
+        relist(
+            &world.network_policies,
+            self.labelled::<NetworkPolicy>("networkpolicies"),
+        );
         relist(&world.pods, self.labelled::<Pod>("pods"));
     }
 
@@ -168,6 +178,17 @@ impl Fake {
             events: Events::new(self.client()),
             metrics: Metrics::default(),
             deliveries: Arc::new(OnceLock::new()),
+            orphans: Arc::default(),
+        }
+    }
+
+    /// What looks after servers that are gone, with what the watches told last.
+    pub fn orphans(&self, servers: &Servers) -> Orphans {
+        Orphans {
+            client: self.client(),
+            world: self.world.clone(),
+            board: servers.board.clone(),
+            deliveries: Arc::default(),
         }
     }
 
@@ -179,6 +200,17 @@ impl Fake {
             client: self.client(),
             identities: Identities::new(self.client(), tokens.clone()),
             tokens,
+            board: servers.board.clone(),
+            world: self.world.clone(),
+            metrics: Metrics::default(),
+            servers: Arc::default(),
+            isolations: Arc::default(),
+        }
+    }
+
+    /// Who tries the ports of these servers, with what the watches told last.
+    pub fn isolations(&self, servers: &Servers) -> Isolations {
+        Isolations {
             board: servers.board.clone(),
             world: self.world.clone(),
             metrics: Metrics::default(),
@@ -211,7 +243,13 @@ impl Fake {
         }
     }
 
-    fn client(&self) -> Client {
+    /// What the watches told.
+    pub fn world(&self) -> Arc<World> {
+        self.world.clone()
+    }
+
+    /// A client of this API server.
+    pub fn client(&self) -> Client {
         let store = self.store.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let store = store.clone();
@@ -262,6 +300,9 @@ impl Store {
         if let Some(answer) = self.of_tokens(head.uri.path(), asked) {
             return (201, answer);
         }
+        if head.uri.path().contains("/leases") {
+            return self.of_leases(&head.method, body);
+        }
         let path = head
             .uri
             .path()
@@ -284,7 +325,11 @@ impl Store {
                 let object = self.objects.get(&((*plural).into(), (*name).into()));
                 object.map_or_else(|| status(404, "not found"), |object| (200, object.clone()))
             }
-            (&Method::PATCH, [plural, name]) => (200, self.patch(plural, name, body)),
+            (&Method::GET, [plural]) => {
+                (200, self.list(plural, head.uri.query().unwrap_or_default()))
+            }
+            (&Method::DELETE, [plural, name]) => self.delete(plural, name, &body["preconditions"]),
+            (&Method::PATCH, [plural, name]) => self.patch(plural, name, body),
             (&Method::PATCH, [plural, name, "status"]) => self.patch_status(plural, name, &body),
             _ => (201, body),
         }
@@ -310,10 +355,102 @@ impl Store {
         Some(asked)
     }
 
-    fn patch(&mut self, plural: &str, name: &str, patch: Value) -> Value {
+    /// The objects of a kind, as far as selectors and pages are used here.
+    fn list(&self, plural: &str, query: &str) -> Value {
+        let query = query.replace("%2F", "/").replace("%3D", "=");
+        let asked = |name: &str| {
+            let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+            pairs.find_map(|(key, value)| (key == name).then(|| value.to_owned()))
+        };
+        let label = |object: &Value| object["metadata"]["labels"]["toolward.dev/server"].clone();
+        let selector = asked("labelSelector").unwrap_or_default();
+        let is_selected = |object: &Value| match selector.split_once('=') {
+            Some((_, name)) => label(object) == name,
+            None => !selector.starts_with("%21") || label(object).is_null(),
+        };
+        let unfinished = asked("fieldSelector").is_some();
+        let is_finished = |object: &Value| {
+            let phase = object["status"]["phase"].as_str();
+            matches!(phase, Some("Succeeded" | "Failed"))
+        };
+        let number = |name: &str| asked(name).and_then(|text| text.parse::<usize>().ok());
+        let (start, limit) = (
+            number("continue").unwrap_or(0),
+            number("limit").unwrap_or(9999),
+        );
+        let of_kind = self.objects.iter().filter(|((kind, _), _)| kind == plural);
+        let items: Vec<_> = of_kind
+            .map(|(_, object)| object)
+            .filter(|object| is_selected(object) && !(unfinished && is_finished(object)))
+            .collect();
+        let page: Vec<_> = items.iter().skip(start).take(limit).collect();
+        let next = match items.len() > start + limit {
+            true => (start + limit).to_string(),
+            false => String::new(),
+        };
+        json!({"kind": "List", "apiVersion": "v1", "metadata": {"continue": next}, "items": page})
+    }
+
+    fn delete(&mut self, plural: &str, name: &str, preconditions: &Value) -> (u16, Value) {
+        let key = (plural.to_owned(), name.to_owned());
+        let Some(object) = self.objects.get(&key) else {
+            return status(404, "not found");
+        };
+        let holds = |field: &str| {
+            let wanted = &preconditions[field];
+            wanted.is_null() || *wanted == object["metadata"][field]
+        };
+        if !holds("uid") || !holds("resourceVersion") {
+            return status(409, "the object has been modified");
+        }
+        self.objects.remove(&key);
+        (200, json!({"kind": "Status", "status": "Success"}))
+    }
+
+    /// The lease of the election, which has a namespace of its own.
+    fn of_leases(&mut self, method: &Method, body: &[u8]) -> (u16, Value) {
+        if method != Method::GET {
+            self.writes.push(format!("{method} leases"));
+        }
+        if let Some((refused, plural, code, message)) = &self.refused
+            && plural == "leases"
+            && method == refused
+        {
+            return status(*code, message);
+        }
+        let found = ("leases".to_owned(), "toolward-operator".to_owned());
+        let found = self.objects.get(&found).cloned();
+        if method == Method::GET {
+            return found.map_or_else(|| status(404, "not found"), |object| (200, object));
+        }
+        let lease: Value = serde_json::from_slice(body).unwrap();
+        let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
+        if found.as_ref().map_or(Value::Null, version) != version(&lease) {
+            return status(409, "the object has been modified");
+        }
+        (200, self.put("leases", lease))
+    }
+
+    fn patch(&mut self, plural: &str, name: &str, patch: Value) -> (u16, Value) {
         let uid = json!({"metadata": {"uid": format!("uid-{plural}-{name}")}});
         let old = self.objects.get(&(plural.into(), name.into()));
+        let version = patch["metadata"]["resourceVersion"].clone();
+        let current = old.map_or(Value::Null, |old| {
+            old["metadata"]["resourceVersion"].clone()
+        });
+        if !version.is_null() && version != current {
+            return status(409, "the object has been modified");
+        }
         let mut object = old.cloned().unwrap_or(uid);
+        // What was applied before and is not applied again is removed.
+        let is_applied = patch["kind"].is_string();
+        let is_owned = patch["metadata"]["ownerReferences"].is_array();
+        if is_applied
+            && !is_owned
+            && let Some(meta) = object["metadata"].as_object_mut()
+        {
+            meta.remove("ownerReferences");
+        }
         merge(&mut object, patch);
         if plural == "services" {
             object["spec"]["clusterIPs"] = json!(["10.0.0.1", "fd00::1"]);
@@ -323,7 +460,7 @@ impl Store {
             object["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] =
                 "500m".into();
         }
-        self.put(plural, object)
+        (200, self.put(plural, object))
     }
 
     fn patch_status(&mut self, plural: &str, name: &str, patch: &Value) -> (u16, Value) {

@@ -26,8 +26,9 @@ use super::UpstreamError;
 
 /// Until a connection is there.
 const CONNECT: Duration = Duration::from_secs(5);
-/// A connection that is not used for this time is closed.
-const IDLE: Duration = Duration::from_secs(30);
+/// A connection that is not used for this time is not used again: servers of Node.js
+/// close theirs after 5 s, at the very moment when a request may be on its way.
+const IDLE: Duration = Duration::from_secs(4);
 /// Connections that are kept while they are not used.
 const MAX_IDLE: usize = 256;
 
@@ -73,9 +74,9 @@ impl Pool {
     ) -> Result<Response<Answering>, UpstreamError> {
         let broken = |error: hyper::Error| UpstreamError::Connect(chain(&error));
         // The newest first, so that those that are not needed grow old.
-        while let Some((mut sender, _)) = { self.idle().pop() } {
-            if sender.ready().await.is_err() {
-                continue; // The server has closed it.
+        while let Some((mut sender, since)) = { self.idle().pop() } {
+            if since.elapsed() >= IDLE || sender.ready().await.is_err() {
+                continue; // The server has closed it, or is about to.
             }
             match sender.try_send_request(request).await {
                 Ok(answer) => return Ok(self.answering(answer, sender)),

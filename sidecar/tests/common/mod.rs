@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, LazyLock, Mutex, mpsc},
     time::{Duration, Instant},
 };
 
@@ -230,8 +230,19 @@ impl Drop for Sidecar {
     }
 }
 
+/// The program that is tested: beside the folder of this one, as Cargo puts it.
 pub fn binary() -> &'static str {
-    env!("CARGO_BIN_EXE_toolward-sidecar")
+    static PATH: LazyLock<String> = LazyLock::new(|| {
+        let own = std::env::current_exe().unwrap();
+        let path = own.parent().unwrap().with_file_name("toolward-sidecar");
+        assert!(
+            path.is_file(),
+            "there is no {}: `make check` builds it",
+            path.display()
+        );
+        path.to_str().unwrap().to_owned()
+    });
+    &PATH
 }
 
 /// A folder of this test alone.
@@ -515,7 +526,7 @@ impl Drop for Shim {
 /// The server that does as it is told.
 pub fn script() -> String {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/stdio.py")
+        .join("stdio.py")
         .to_str()
         .unwrap()
         .to_owned()

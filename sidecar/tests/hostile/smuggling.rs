@@ -58,7 +58,7 @@ impl Drop for Upstream {
 
 fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/hostile/upstreams")
+        .join("hostile/upstreams")
         .join(name)
 }
 
