@@ -31,6 +31,8 @@ use crate::{
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(20);
+/// Time for one namespace.
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Pods in one answer of the API server, and answers for one namespace.
 const CHUNK: u32 = 500;
 const MAX_CHUNKS: usize = 40;
@@ -140,37 +142,37 @@ impl Missing {
 pub async fn follow(client: &Client, wakers: &Wakers) {
     loop {
         if wakers.world.ready() {
-            for server in look(client, &wakers.world).await {
-                wakers.servers.wake(&server);
-            }
+            look(client, &wakers.world, |server| wakers.servers.wake(&server)).await;
         }
         let pause = PAUSE.mul_f64(rand::random_range(0.9..=1.0));
         tokio::time::sleep(pause).await;
     }
 }
 
-/// Looks once at each namespace with an injected server; gives the servers for
-/// which there is news.
-pub async fn look(client: &Client, world: &World) -> BTreeSet<Key> {
+/// Looks once at each namespace with an injected server; tells the servers for
+/// which there is news as it is found: no namespace waits for another one.
+pub async fn look(client: &Client, world: &World, news: impl Fn(Key)) {
     let namespaces = namespaces(world);
     world.missing.keep(&namespaces);
-    let looks = namespaces.iter().map(|namespace| async move {
-        let found = find(client, namespace).await;
-        (namespace, found)
-    });
-    let looks: Vec<_> = looks.collect();
-    let found: Vec<_> = stream::iter(looks)
-        .buffer_unordered(AT_ONCE)
-        .collect()
+    let news = &news;
+    stream::iter(&namespaces)
+        .for_each_concurrent(AT_ONCE, |namespace| async move {
+            match tokio::time::timeout(TIMEOUT, find(client, namespace)).await {
+                Ok(Ok(found)) => world
+                    .missing
+                    .set(namespace, found)
+                    .into_iter()
+                    .for_each(news),
+                Ok(Err(error)) => {
+                    tracing::warn!(namespace, %error, "cannot look for pods without the sidecar");
+                }
+                Err(_) => tracing::warn!(
+                    namespace,
+                    "looking for pods without the sidecar takes too long"
+                ),
+            }
+        })
         .await;
-    let news = found.into_iter().map(|(namespace, found)| match found {
-        Ok(found) => world.missing.set(namespace, found),
-        Err(error) => {
-            tracing::warn!(namespace, %error, "cannot look for pods without the sidecar");
-            BTreeSet::new()
-        }
-    });
-    news.flatten().collect()
 }
 
 /// Those with an injected server.
@@ -187,6 +189,7 @@ async fn find(client: &Client, namespace: &str) -> Result<Found, Error> {
         .fields("status.phase!=Succeeded,status.phase!=Failed")
         .limit(CHUNK);
     let mut found = Found::new();
+    let mut more = true;
     for _ in 0..MAX_CHUNKS {
         let action = || format!("listing pods of namespace {namespace}");
         let list = call(action, api.list_metadata(&params)).await?;
@@ -198,8 +201,14 @@ async fn find(client: &Client, namespace: &str) -> Result<Found, Error> {
         }
         match list.metadata.continue_.filter(|next| !next.is_empty()) {
             Some(next) => params = params.continue_token(&next),
-            None => break,
+            None => {
+                more = false;
+                break;
+            }
         }
+    }
+    if more {
+        tracing::warn!(namespace, "it has more pods than are looked at");
     }
     found.values_mut().for_each(|pods| pods.sort());
     Ok(found)

@@ -93,9 +93,14 @@ impl Fence {
                 if request.method() == Method::GET {
                     return client.send(request).await.map_err(BoxError::from);
                 }
-                let sent = tokio::time::timeout(fence.left(), client.send(request)).await;
-                let lost = |_| BoxError::from("this replica does not hold the lease");
-                sent.map_err(lost)?.map_err(BoxError::from)
+                let lost = || BoxError::from("this replica does not hold the lease");
+                let left = fence.left();
+                // A time-out of no time would still send it.
+                if left.is_zero() {
+                    return Err(lost());
+                }
+                let sent = tokio::time::timeout(left, client.send(request)).await;
+                sent.map_err(|_| lost())?.map_err(BoxError::from)
             }
         });
         Client::new(service, namespace)

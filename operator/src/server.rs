@@ -222,10 +222,17 @@ impl Servers {
             .await;
         if may_write || maps.as_ref().is_some_and(|maps| maps.ours().is_some()) {
             let published = published.filter(|_| is_told);
-            self.program(&owner, server, maps, published, memory, &mut outcome)
-                .await;
+            self.program(
+                &owner,
+                server.map(|_| outlives),
+                maps,
+                published,
+                memory,
+                &mut outcome,
+            )
+            .await;
         }
-        // Before the pods: they are never without it.
+        // Before the pods, so that new ones find it.
         let wanted = server.filter(|_| may_write);
         let wanted = wanted.map(|server| {
             let policy = network_policy(&owner, &server.spec, &world.settings);
@@ -250,11 +257,12 @@ impl Servers {
         outcome
     }
 
-    /// Writes the bundle and the list of replicas, and has them delivered.
+    /// Writes the bundle and the list of replicas, and has them delivered. Whether
+    /// they outlive the server is not known of one that cannot be decoded.
     async fn program(
         &self,
         owner: &Owner,
-        server: Option<&McpServer>,
+        outlives: Option<bool>,
         maps: Option<Found<ConfigMap>>,
         identity: Option<BTreeSet<String>>,
         memory: &mut Memory,
@@ -283,10 +291,8 @@ impl Servers {
         };
         outcome.wanted = Some(wanted.bundle.clone());
         // Of a server that cannot be decoded, the map stays as it is.
-        let is_kept = match server {
-            Some(server) => server.spec.injected.is_some() || self.has_pods_of_others(&key),
-            None => there.is_some_and(|map| is_kept(map, &owner.name)),
-        };
+        let is_kept =
+            outlives.unwrap_or_else(|| there.is_some_and(|map| is_kept(map, &owner.name)));
         let map = config_map(owner, bundle, peers);
         let map = Some(if is_kept { kept(map) } else { map });
         let map = self

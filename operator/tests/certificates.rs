@@ -2,7 +2,7 @@
 //! a replica that is ready uses what every webhook is trusted by.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod hooks;
+use operator_tests::hooks;
 
 use std::{
     sync::{

@@ -2,7 +2,7 @@
 //! sidecar tells is published, and what a server tells in its place is not.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod fake;
+use operator_tests::fake;
 
 use std::{
     convert::Infallible,

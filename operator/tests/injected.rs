@@ -2,12 +2,16 @@
 //! in memory.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod fake;
+use std::{collections::BTreeSet, sync::Mutex};
+
+use operator_tests::fake;
 
 use fake::Fake;
 use http::Method;
+use kube::Client;
 use operator::{
     injection,
+    names::Key,
     server::Servers,
     workers::{Next, Reconcile},
 };
@@ -383,6 +387,14 @@ async fn a_server_that_is_being_deleted_denies() {
     assert!(bundle(&fake)["denyAll"].is_string());
 }
 
+/// Looks once; gives the servers for which there is news.
+async fn look(client: &Client, fake: &Fake) -> BTreeSet<Key> {
+    let news = Mutex::new(BTreeSet::new());
+    let tell = |key| news.lock().unwrap().extend([key]);
+    injection::look(client, &fake.world(), tell).await;
+    news.into_inner().unwrap()
+}
+
 #[tokio::test]
 async fn pods_without_the_sidecar_are_found_and_reported() {
     let fake = Fake::new();
@@ -402,7 +414,7 @@ async fn pods_without_the_sidecar_are_found_and_reported() {
     theirs["metadata"]["annotations"] = json!({});
     fake.put("pods", theirs);
     let (client, key) = (fake.client(), Fake::key("orders"));
-    let news = injection::look(&client, &fake.world()).await;
+    let news = look(&client, &fake).await;
     assert_eq!(news.into_iter().collect::<Vec<_>>(), [key]);
     round(&fake).await;
     assert_eq!(status(), json!({"injected": 1, "missing": 501}));
@@ -413,7 +425,7 @@ async fn pods_without_the_sidecar_are_found_and_reported() {
         "{message}"
     );
 
-    let news = injection::look(&client, &fake.world()).await;
+    let news = look(&client, &fake).await;
     assert!(news.is_empty(), "{news:?}");
     // One of them has the label, and still no sidecar.
     for index in 1..501 {
@@ -422,7 +434,7 @@ async fn pods_without_the_sidecar_are_found_and_reported() {
     fake.change("pods", "old-000", |pod| {
         pod["metadata"]["labels"]["toolward.dev/server"] = "orders".into();
     });
-    injection::look(&client, &fake.world()).await;
+    look(&client, &fake).await;
     round(&fake).await;
     assert_eq!(status(), json!({"injected": 1, "missing": 1}));
 }
@@ -434,9 +446,9 @@ async fn what_was_found_stays_while_the_api_server_cannot_be_asked() {
     fake.put("pods", bare("old"));
     fake.sync();
     let (client, key) = (fake.client(), Fake::key("orders"));
-    injection::look(&client, &fake.world()).await;
+    look(&client, &fake).await;
     fake.refuse(Method::GET, "pods", 500, "etcd is slow");
-    let news = injection::look(&client, &fake.world()).await;
+    let news = look(&client, &fake).await;
     assert!(news.is_empty(), "{news:?}");
     assert_eq!(fake.world().missing.of(&key).len(), 1);
 }
@@ -448,6 +460,6 @@ async fn namespaces_without_an_injected_server_are_not_looked_at() {
     fake.put("mcpservers", deployed());
     fake.put("pods", bare("old"));
     fake.sync();
-    injection::look(&fake.client(), &fake.world()).await;
+    look(&fake.client(), &fake).await;
     assert_eq!(fake.world().missing.of(&Fake::key("orders")), []);
 }

@@ -1,7 +1,7 @@
 //! The election against an API server in memory.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod fake;
+use operator_tests::fake;
 
 use std::{sync::Arc, time::Duration};
 

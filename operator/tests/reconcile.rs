@@ -1,7 +1,7 @@
 //! Whole rounds of the reconcilers against an API server in memory.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod fake;
+use operator_tests::fake;
 
 use fake::Fake;
 use http::Method;

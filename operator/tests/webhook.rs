@@ -2,8 +2,7 @@
 //! certificate changes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod fake;
-mod hooks;
+use operator_tests::{fake, hooks};
 
 use std::{
     net::SocketAddr,

@@ -2,7 +2,7 @@
 //! sidecar asks the app on loopback.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
+use sidecar_tests::common;
 
 use std::{
     net::SocketAddr,

@@ -4,7 +4,7 @@
 //! sees nothing. `TOOLWARD_SEED` repeats a run.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
+use sidecar_tests::common;
 
 use std::{
     collections::HashMap,

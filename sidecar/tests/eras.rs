@@ -1,7 +1,7 @@
 //! A client of one era and a server of the other, over HTTP and over stdio.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
+use sidecar_tests::common;
 
 use std::{
     io::{BufRead, BufReader},

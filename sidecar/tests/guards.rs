@@ -3,7 +3,7 @@
 //! and with one from which that guard was removed, where it must fail.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
+use sidecar_tests::common;
 
 use std::{path::Path, process::Command};
 

@@ -2,7 +2,7 @@
 //! and servers of both eras, and the key by which they are checked.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
+use sidecar_tests::common;
 
 use std::{
     path::{Path, PathBuf},

@@ -1,1 +1,3 @@
-//! Nothing but the tests beside it.
+//! What the tests beside it share.
+
+pub mod common;

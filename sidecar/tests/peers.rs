@@ -1,7 +1,7 @@
 //! Several sidecars of one server: the peer port, and sessions across replicas.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
+use sidecar_tests::common;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},

@@ -2,7 +2,7 @@
 //! `requestState`, task ids and session ids, stolen by a second principal.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
+use sidecar_tests::common;
 
 use common::{
     Got, Reply, Script, ScriptBody, Sidecar, allow, bundle, json_answer, of_probe, send, text,

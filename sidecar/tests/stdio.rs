@@ -1,7 +1,7 @@
 //! stdio servers behind the real shim and its Unix socket.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
+use sidecar_tests::common;
 
 use std::{io::Read, os::unix::net::UnixStream, process::Command, time::Duration};
 

@@ -2,7 +2,7 @@
 //! memory, what is quiet stays open.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
+use sidecar_tests::common;
 
 use std::{
     sync::{

@@ -1,7 +1,7 @@
 //! TLS on the MCP port: the real binary, and clients that trust one authority.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
+use sidecar_tests::common;
 
 use std::{
     io,

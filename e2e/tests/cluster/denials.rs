@@ -29,7 +29,8 @@ async fn denies_all(scope: &Scope, server: &str) -> Result<()> {
     Ok(())
 }
 
-async fn answers(scope: &Scope, server: &str) -> Result<()> {
+/// Connects to a server and uses it once.
+pub async fn answers(scope: &Scope, server: &str) -> Result<()> {
     let mcp = scope.caller(server).await?.connect().await?;
     promise::permitted(&mcp).await?.check()?;
     mcp.cancel().await?;

@@ -13,6 +13,7 @@ use kube::{Api, api::PostParams};
 use operator::inject::{has_sidecar, testing};
 use serde_json::{Value, json};
 
+use crate::denials::answers;
 use crate::suite::{PATIENCE, Scope, Verdict, allow, beside, not_ready, opted_in};
 
 /// Pods that the API server is asked about.
@@ -97,13 +98,6 @@ pub async fn counts(scope: &Scope, server: &str, injected: i32, missing: i32) ->
         Ok(())
     })
     .await
-}
-
-async fn answers(scope: &Scope, server: &str) -> Result<()> {
-    let mcp = scope.caller(server).await?.connect().await?;
-    promise::permitted(&mcp).await?.check()?;
-    mcp.cancel().await?;
-    Ok(())
 }
 
 #[tokio::test]

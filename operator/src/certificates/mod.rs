@@ -162,7 +162,15 @@ impl Certificates {
         let mut memory = self.memory.lock().await;
         let now = now.min(HORIZON);
         let begun = clock();
-        let found = self.store.read().await?;
+        let mut found = self.store.read().await?;
+        if found
+            .given
+            .as_ref()
+            .is_some_and(|pair| !pair.life.is_good(now))
+        {
+            let fault = "that of --webhook-secret is over, or not good yet";
+            found.faults.push(fault.to_owned());
+        }
         self.use_current(&found, begun);
         let at = clock();
         memory.look(&found, at);

@@ -20,12 +20,12 @@ pub fn missing(seen: &injection::Pods) -> Option<String> {
         false => "",
     };
     let number = seen.missing.len();
-    let (ask, they) = match number {
-        1 => ("asks for the sidecar and does not have it", "it was"),
-        _ => ("ask for the sidecar and do not have it", "they were"),
+    let ask = match number {
+        1 => "asks for the sidecar and does not have it",
+        _ => "ask for the sidecar and do not have it",
     };
     Some(format!(
-        "{} {ask} ({}{more}): {they} made before the namespace had the label {INJECTION_LABEL}: enabled. Restart the pods: {}",
+        "{} {ask} ({}{more}). The webhook sees pods when they are made, in namespaces with the label {INJECTION_LABEL}: enabled. Restart the pods: {}",
         pods(number),
         names.join(", "),
         first.remedy

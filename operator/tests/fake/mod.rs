@@ -1,5 +1,4 @@
 //! An API server in memory: objects by path, server-side apply as a merge.
-#![allow(dead_code)] // Each test uses a part of it.
 
 use std::{
     collections::BTreeMap,
@@ -36,6 +35,8 @@ use operator::{
 use policy::bundle::Issuer;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+
+use crate::status;
 
 type Objects = BTreeMap<(String, String), Value>;
 
@@ -272,18 +273,6 @@ fn relist<V: Row>(table: &Table<V>, rows: Vec<V>) {
         table.apply(Event::InitApply(row));
     }
     table.apply(Event::InitDone);
-}
-
-fn status(code: u16, message: &str) -> (u16, Value) {
-    let reason = match code {
-        404 => "NotFound",
-        409 => "Conflict",
-        _ => "",
-    };
-    let status = json!({
-        "kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message,
-    });
-    (code, status)
 }
 
 impl Store {

@@ -1,6 +1,5 @@
 //! An API server in memory for the webhook's certificates: Secrets and the two
 //! webhook configurations, with versions and conflicts.
-#![allow(dead_code)] // Each test uses a part of it.
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +20,8 @@ use operator::certificates::{
 };
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
+
+use crate::status;
 
 /// The Secret that others write.
 pub const GIVEN: &str = "given";
@@ -219,17 +220,6 @@ fn decoded(value: &Value) -> String {
     String::from_utf8(bytes.0).unwrap()
 }
 
-fn failure(code: u16) -> (u16, Value) {
-    let reason = match code {
-        404 => "NotFound",
-        _ => "Conflict",
-    };
-    let status = json!({
-        "kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": reason,
-    });
-    (code, status)
-}
-
 impl Store {
     fn get(&self, plural: &str, name: &str) -> Option<&Value> {
         self.objects.get(&(plural.to_owned(), name.to_owned()))
@@ -248,7 +238,7 @@ impl Store {
         let (name, plural) = (path.next().unwrap(), path.next().unwrap());
         let found = self.get(plural, name).cloned();
         if head.method == Method::GET {
-            return found.map_or_else(|| failure(404), |object| (200, object));
+            return found.map_or_else(|| status(404, "not found"), |object| (200, object));
         }
         assert_eq!(head.method, Method::PATCH, "{}", head.uri);
         let patch: Value = serde_json::from_slice(body).unwrap();
@@ -259,10 +249,10 @@ impl Store {
             (None, "secrets", "application/apply-patch+yaml") => {
                 json!({"metadata": {"name": name}})
             }
-            (None, _, _) => return failure(404),
+            (None, _, _) => return status(404, "not found"),
         };
         if !wanted.is_null() && *wanted != object["metadata"]["resourceVersion"] {
-            return failure(409);
+            return status(409, "another version");
         }
         self.writes += 1;
         match (plural, kind) {

@@ -1,5 +1,5 @@
 //! The real binary in front of a scripted server, on loopback.
-#![allow(clippy::unwrap_used, missing_docs, dead_code)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::{
     collections::VecDeque,
@@ -249,7 +249,9 @@ pub fn binary() -> &'static str {
 pub fn folder() -> PathBuf {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
+    // Beside target/TRIPLE/PROFILE: paths of sockets may not be long.
+    let target = Path::new(binary()).ancestors().nth(3).unwrap();
+    let folder = target.join("tmp").join(format!(
         "{}-{}",
         std::process::id(),
         NEXT.fetch_add(1, Ordering::Relaxed)

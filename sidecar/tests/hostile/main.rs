@@ -3,8 +3,7 @@
 //! `HOSTILE_CASES` is how many odd paths and resets are tried.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[path = "../common/mod.rs"]
-mod common;
+use sidecar_tests::common;
 
 mod bodies;
 mod bombs;

@@ -6,8 +6,7 @@
 //! authenticator (`seam`).
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[path = "../common/mod.rs"]
-mod common;
+use sidecar_tests::common;
 
 mod availability;
 mod discovery;
