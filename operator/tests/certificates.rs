@@ -185,6 +185,27 @@ async fn past_its_end_a_pair_is_replaced_at_once() {
     }
 }
 
+/// Somebody puts it there, or a replica whose clock is behind made it.
+#[tokio::test]
+async fn a_pair_that_is_over_is_not_taken_up() {
+    let one = One::new(names());
+    one.settle_twice().await;
+    let before = one.certificate();
+    let over = Pair::make(&names().host(), one.clock.now() - LIFETIME - DAY).unwrap();
+    one.hooks.replace(&over);
+    one.settle().await;
+    assert!(trusts(&one.hooks.bundles(), &over.life));
+    assert_eq!(one.certificate(), before);
+    assert!(one.is_ready());
+    let fresh = certificates(&one.hooks, names(), None);
+    let round = fresh.round(one.clock.now(), || one.clock.at());
+    round.await.unwrap();
+    assert_eq!(fresh.in_use(), None);
+    one.settle_twice().await;
+    let life = one.certificates.in_use().unwrap();
+    assert!(life.id != before && life.id != over.life.id && one.is_ready());
+}
+
 #[tokio::test]
 async fn what_others_destroy_is_made_anew() {
     let one = One::new(names());

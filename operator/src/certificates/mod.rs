@@ -5,7 +5,7 @@
 //! Invariants:
 //! - A pair is used where the API server says that it is the current one and that
 //!   each webhook is trusted by it; a pair that is in use stays in use until there
-//!   is such another one.
+//!   is such another one. One that is over is not taken up in place of a good one.
 //! - Every replica does all of this. Steps name what they were decided on, so that
 //!   one that is late does nothing.
 
@@ -103,7 +103,7 @@ impl Certificates {
     pub fn ready(&self, at: Instant) -> Result<(), &'static str> {
         self.read(|in_use| {
             if in_use.pair.is_none() {
-                return Err("the webhook has no certificate yet");
+                return Err("the webhook has no certificate yet that is good now");
             }
             if !in_use.trusted {
                 return Err("the webhook's certificate is by no CA of the webhook configurations");
@@ -171,7 +171,7 @@ impl Certificates {
             let fault = "that of --webhook-secret is over, or not good yet";
             found.faults.push(fault.to_owned());
         }
-        self.use_current(&found, begun);
+        self.use_current(&found, now, begun);
         let at = clock();
         memory.look(&found, at);
         let given = found.given.as_ref().map(|pair| &pair.life);
@@ -229,13 +229,20 @@ impl Certificates {
         }
     }
 
-    /// Uses the current pair, where that is trusted.
-    fn use_current(&self, found: &Found, at: Instant) {
+    /// Uses the current pair, where that is trusted and good, or no worse than what
+    /// is in use.
+    fn use_current(&self, found: &Found, now: Seconds, at: Instant) {
         let mut in_use = self.in_use.write().unwrap_or_else(PoisonError::into_inner);
         let trusted = |life: &Life| trusts(&found.bundles, life);
-        if let Some(current) = found.current.as_ref().filter(|pair| trusted(&pair.life)) {
-            let before = in_use.pair.as_ref().map(|(life, _)| &life.id);
-            if before != Some(&current.life.id) {
+        let before = in_use.pair.as_ref().map(|(life, _)| life.clone());
+        let worse = |life: &Life| match &before {
+            Some(before) => before.id != life.id && before.is_good(now) && !life.is_good(now),
+            None => !life.is_good(now),
+        };
+        let current = found.current.as_ref();
+        let current = current.filter(|pair| trusted(&pair.life) && !worse(&pair.life));
+        if let Some(current) = current {
+            if before.is_none_or(|before| before.id != current.life.id) {
                 tracing::info!(id = current.life.id, "the webhook's certificate in use");
                 in_use.pair = Some((current.life.clone(), current.certified.clone()));
                 self.metrics.uses_certificate(current.life.until);

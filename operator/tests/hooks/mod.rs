@@ -156,16 +156,23 @@ impl Hooks {
 
     /// Somebody else writes a pair as cert-manager does.
     pub fn give(&self, pair: &Pair) {
+        self.write_pair(GIVEN, pair);
+    }
+
+    /// Somebody else puts a pair into the operator's Secret.
+    pub fn replace(&self, pair: &Pair) {
+        self.write_pair(SECRET, pair);
+    }
+
+    fn write_pair(&self, name: &str, pair: &Pair) {
         let Pair {
             ca,
             certificate,
             key,
             ..
         } = pair;
-        self.write_secret(
-            GIVEN,
-            &[("ca.crt", ca), ("tls.crt", certificate), ("tls.key", key)],
-        );
+        let parts = [("ca.crt", ca), ("tls.crt", certificate), ("tls.key", key)];
+        self.write_secret(name, &parts.map(|(key, text)| (key, text.as_str())));
     }
 
     /// Somebody else changes the operator's Secret, where there is one.
