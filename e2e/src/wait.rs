@@ -7,6 +7,9 @@ use anyhow::{Result, anyhow};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// After a check that took long, such as a run of kubectl: what is waited for needs
+/// the processors too.
+const LONGEST_REST: Duration = Duration::from_secs(2);
 
 /// Calls `check` until it succeeds. Its error says what is still missing; the
 /// last one becomes part of the time-out's error. A check that hangs counts
@@ -31,16 +34,18 @@ where
     let mut pause = FIRST_PAUSE;
     let mut last = String::from("never answered");
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let begun = Instant::now();
+        let left = deadline.saturating_duration_since(begun);
         match tokio::time::timeout(left, check()).await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(error)) => last = format!("{error:#}"),
             Err(_) => {}
         }
-        if Instant::now() + pause >= deadline {
+        let rest = pause.max(LONGEST_REST.min(begun.elapsed() * 2));
+        if Instant::now() + rest >= deadline {
             return Err(anyhow!("waited {timeout:?} for {what}; last seen: {last}"));
         }
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(rest).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
