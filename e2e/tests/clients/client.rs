@@ -14,9 +14,15 @@ use tokio::time::timeout;
 
 use crate::outcome::Line;
 use crate::plan::{Era, Step};
+use crate::server::Server;
 use crate::{inspector, rust};
 
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Whether everything is asked for, however long it takes.
+fn is_long() -> bool {
+    std::env::var_os("TOOLWARD_ALL_CLIENTS").is_some()
+}
 
 /// A real client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,11 +54,21 @@ impl Client {
         }
     }
 
-    /// The eras that it speaks.
+    /// The eras that it speaks, or, where that takes long, in which it is started.
     pub fn eras(self) -> &'static [Era] {
         match self {
             Self::Sdk => &[Era::Legacy],
+            Self::Inspector if !is_long() => &[Era::Auto],
             _ => &[Era::Legacy, Era::Auto, Era::Modern],
+        }
+    }
+
+    /// The servers that it calls. The Inspector starts a process for each step: in a
+    /// run of ordinary length it calls one of each transport, as its users start it.
+    pub fn servers(self) -> &'static [Server] {
+        match self {
+            Self::Inspector if !is_long() => &[Server::EverythingStdio, Server::BothHttp],
+            _ => &Server::ALL,
         }
     }
 
