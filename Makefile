@@ -11,7 +11,7 @@ TEST := $(CARGO) test --release --workspace --no-fail-fast
 # The sidecar with guards that its tests remove; nothing else is built for it, and
 # nobody waits for it.
 UNGUARDED := $(CARGO) build --release --workspace --features sidecar/unguarded --bin toolward-sidecar-unguarded \
-	--config profile.release.package.sidecar.opt-level=1 --config profile.release.package.sidecar.codegen-units=16
+	--config profile.release.package.sidecar.opt-level=0 --config profile.release.package.sidecar.codegen-units=16
 # Whose load generator must not be what is measured.
 BENCH := $(BUILD) --config profile.release.package.e2e.opt-level=3
 LINT := $(CARGO) clippy --release --workspace
@@ -26,6 +26,9 @@ CASES ?= 100000
 RUNS ?= 1000000
 BODIES ?= 400000
 CANARIES ?= 10000
+# And of `make prove-cluster`: pods that are injected, and certificates.
+PODS ?= 10000
+ROTATIONS ?= 100
 # How often `make bench` measures each target, and for how many seconds.
 ROUNDS ?= 5
 SECONDS ?= 3
@@ -67,14 +70,20 @@ test-cluster: ## The tests on a real cluster (root)
 	trap 'status=$$?; if [ $$status != 0 ]; then $(E2E) logs || true; fi; $(E2E) down; exit $$status' EXIT; \
 	$(E2E) up; \
 	$(E2E) images --no-build; \
-	$(TEST) --test cluster -- --test-threads=4
+	$(TEST) --test cluster -- --test-threads=4 $(CLUSTER)
+
+.PHONY: prove-cluster
+prove-cluster: ## Generated pods and rotations at length on a real cluster; PODS, ROTATIONS (root)
+	TOOLWARD_PODS=$(PODS) TOOLWARD_ROTATIONS=$(ROTATIONS) $(MAKE) test-cluster \
+	  CLUSTER='--nocapture the_api_server_accepts no_pod_is_refused'
 
 .PHONY: prove
-prove: ## Property tests, hostile clients, fuzz targets, parsers, canaries at length; CASES, RUNS, BODIES, CANARIES
+prove: ## Property tests, hostile clients, fuzz targets, parsers, canaries, clients at length; CASES, RUNS, BODIES, CANARIES
 	PROPTEST_CASES=$(CASES) $(TEST) --lib --test properties
 	TOOLWARD_FUZZ_RUNS=$(RUNS) $(TEST) --test fuzz -- --nocapture
 	TOOLWARD_BODIES=$(BODIES) $(TEST) --test parsers -- --nocapture
 	TOOLWARD_CANARIES=$(CANARIES) $(TEST) --test identity no_token -- --nocapture
+	TOOLWARD_ALL_CLIENTS=1 $(TEST) --test clients -- --nocapture
 	HOSTILE_CASES=$(CASES) $(TEST) --test hostile -- --include-ignored --nocapture
 
 .PHONY: bench

@@ -14,11 +14,13 @@ use operator::inject::{has_sidecar, testing};
 use serde_json::{Value, json};
 
 use crate::denials::answers;
-use crate::suite::{PATIENCE, Scope, Verdict, allow, beside, not_ready, opted_in};
+use crate::suite::{PATIENCE, Scope, Verdict, allow, beside, not_ready, number, opted_in};
+use crate::webhook::answered;
 
-/// Pods that the API server is asked about.
+/// Pods that the API server is asked about; `TOOLWARD_PODS` names another number.
 const GENERATED: u64 = 500;
-const AT_ONCE: usize = 8;
+/// No more: they would wait for the processors and not for the webhook.
+const AT_ONCE: usize = 2;
 const UNGUARDED: Verdict = (
     ConditionType::Enforced,
     ConditionStatus::False,
@@ -423,45 +425,58 @@ async fn denied(mcp: &e2e::Mcp) -> Result<()> {
     Ok(())
 }
 
+/// The servers that generated pods ask for, in a namespace that takes all kinds.
+pub async fn generated(scope: &Scope) -> Result<Api<Pod>> {
+    // Half of them are not restricted.
+    let label = "pod-security.kubernetes.io/enforce=privileged";
+    let args = ["label", "namespace", &scope.namespace, "--overwrite", label];
+    scope.cluster.kubectl(&args).await?;
+    let servers = testing::servers()?.into_iter().map(serde_json::to_value);
+    let servers = servers.collect::<Result<Vec<_>, _>>()?;
+    scope.apply(&servers).await?;
+    let pods = Api::<Pod>::namespaced(scope.client.clone(), &scope.namespace);
+    accepted(&pods, 0).await?;
+    Ok(pods)
+}
+
 /// Of all kinds that people write, with what built-in plugins check behind the
 /// webhook.
 #[tokio::test]
 async fn the_api_server_accepts_injected_pods_of_all_kinds() -> Result<()> {
     opted_in("generated", async |scope: &Scope| {
-        // Half of them are not restricted.
-        let label = "pod-security.kubernetes.io/enforce=privileged";
-        let args = ["label", "namespace", &scope.namespace, "--overwrite", label];
-        scope.cluster.kubectl(&args).await?;
-        let servers = testing::servers()?.into_iter().map(serde_json::to_value);
-        let servers = servers.collect::<Result<Vec<_>, _>>()?;
-        scope.apply(&servers).await?;
-        let pods = Api::<Pod>::namespaced(scope.client.clone(), &scope.namespace);
-        accepted(&pods, 0).await?;
-        let faults: Vec<_> = stream::iter(1..GENERATED)
+        let pods = generated(scope).await?;
+        let number = number("TOOLWARD_PODS", GENERATED)?;
+        let faults: Vec<_> = stream::iter(1..number)
             .map(|seed| accepted(&pods, seed))
             .buffer_unordered(AT_ONCE)
             .filter_map(async |accepted| accepted.err())
             .map(|error| format!("{error:#}"))
             .collect()
             .await;
-        ensure!(
-            faults.is_empty(),
-            "{} of {GENERATED}: {}",
-            faults.len(),
+        let first = || {
             faults
                 .iter()
                 .take(5)
                 .cloned()
                 .collect::<Vec<_>>()
                 .join("\n")
+        };
+        ensure!(
+            faults.is_empty(),
+            "{} of {number}: {}",
+            faults.len(),
+            first()
         );
-        println!("{GENERATED} injected pods are accepted");
+        let (all, soon) = answered(scope).await?;
+        ensure!(all > 0, "the metrics tell of none");
+        println!("{number} injected pods are accepted; of {all} answers, {soon} within 50 ms");
         Ok(())
     })
     .await
 }
 
-async fn accepted(pods: &Api<Pod>, seed: u64) -> Result<()> {
+/// The API server takes a generated pod as the webhook leaves it.
+pub async fn accepted(pods: &Api<Pod>, seed: u64) -> Result<()> {
     let params = PostParams {
         dry_run: true,
         ..PostParams::default()

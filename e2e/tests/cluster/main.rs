@@ -22,6 +22,7 @@ mod rejections;
 mod release;
 mod replicas;
 mod roles;
+mod rotation;
 mod suite;
 mod tables;
 mod tls;

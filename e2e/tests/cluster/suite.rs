@@ -41,6 +41,14 @@ pub async fn opted_in(name: &str, test: impl AsyncFnOnce(&Scope) -> Result<()>) 
     run(cluster, name, true, test).await
 }
 
+/// The number that an environment variable names, or else this one.
+pub fn number(variable: &str, default: u64) -> Result<u64> {
+    match std::env::var(variable) {
+        Ok(number) => number.parse().with_context(|| variable.to_owned()),
+        Err(_) => Ok(default),
+    }
+}
+
 /// Runs a test that no other may disturb, or that would disturb others.
 pub async fn alone(name: &str, test: impl AsyncFnOnce(&Scope) -> Result<()>) -> Result<()> {
     let cluster = installed().await?;

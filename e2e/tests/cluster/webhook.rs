@@ -15,13 +15,13 @@ use crate::suite::{PATIENCE, Scope, allow, alone, opted_in, stdio};
 
 const INJECTION: &str = "mutatingwebhookconfiguration/toolward-injection";
 const VALIDATION: &str = "validatingwebhookconfiguration/toolward-validation";
-const SERVICE: &str = "toolward-webhook";
-const SECRET: &str = "toolward-webhook-tls";
+pub const SERVICE: &str = "toolward-webhook";
+pub const SECRET: &str = "toolward-webhook-tls";
 /// A Service that leads to the webhook, by a name that its certificate does not have.
 const STRANGE: &str = "strange-webhook";
 /// A Service that leads to who takes connections and says nothing.
 const SILENT: &str = "silent-webhook";
-const OPT_IN: &str = "toolward.dev/injection=enabled";
+pub const OPT_IN: &str = "toolward.dev/injection=enabled";
 
 /// A pod that restricted pod security lets in; it is never started.
 fn pod(name: &str, namespace: &str, annotations: Value) -> Value {
@@ -288,6 +288,37 @@ async fn bundle(scope: &Scope, configuration: &str) -> Result<String> {
     let field = "jsonpath={.webhooks[0].clientConfig.caBundle}";
     let args = ["get", configuration, "-o", field];
     scope.cluster.kubectl(&args).await
+}
+
+/// Of how many pods the replicas have been asked, and how many they answered for
+/// within 50 ms.
+pub async fn answered(scope: &Scope) -> Result<(u64, u64)> {
+    let names = "jsonpath={.items[*].metadata.name}";
+    let pods = ["get", "pods", "-n", NAMESPACE, "-l", release::OPERATOR_PODS];
+    let names = [&pods[..], &["-o", names]].concat();
+    let (mut all, mut soon) = (0, 0);
+    for name in scope.cluster.kubectl(&names).await?.split_whitespace() {
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}:8080/proxy/metrics");
+        let text = scope.cluster.kubectl(&["get", "--raw", &path]).await?;
+        let of_pods = text
+            .lines()
+            .filter(|line| line.contains("resource=\"pods\""));
+        for line in of_pods {
+            let number = line
+                .rsplit(' ')
+                .next()
+                .and_then(|it| it.parse::<u64>().ok());
+            let number = number.unwrap_or_default();
+            if line.starts_with("toolward_admission_duration_seconds_count") {
+                all += number;
+            } else if line.starts_with("toolward_admission_duration_seconds_bucket")
+                && line.contains("le=\"0.05\"")
+            {
+                soon += number;
+            }
+        }
+    }
+    Ok((all, soon))
 }
 
 /// How often the operator wrote a caBundle.
