@@ -117,7 +117,10 @@ async fn every_kind_of_workload_gets_the_sidecar() -> Result<()> {
             objects.push(injected(&name, transport));
             objects.push(allow(&name, &name, &from, &["get-sum"]));
             // At once: the webhook looks a server up that it does not know yet.
-            let template = template(&name, &everything(transport));
+            let mut template = template(&name, &everything(transport));
+            if kind == "Pod" {
+                second(&mut template);
+            }
             objects.push(workload(kind, &name, template));
         }
         scope.apply(&objects).await?;
@@ -136,6 +139,15 @@ async fn every_kind_of_workload_gets_the_sidecar() -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// The server's container is not the first one any more, and an annotation names it.
+fn second(template: &mut Value) {
+    let mut other = container(&["node", "-e", "setInterval(() => {}, 1000000)"]);
+    other["name"] = "other".into();
+    template["metadata"]["annotations"]["toolward.dev/container"] = "app".into();
+    let server = template["spec"]["containers"][0].take();
+    template["spec"]["containers"] = json!([other, server]);
 }
 
 /// The pod and an Event say what was done.

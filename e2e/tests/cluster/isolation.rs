@@ -15,7 +15,8 @@ use kube::api::ListParams;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use crate::suite::{PATIENCE, Scope, Verdict, allow, alone, beside, http, server, stdio};
+use crate::injection::{container, injected, template, workload};
+use crate::suite::{PATIENCE, Scope, Verdict, allow, alone, beside, http, opted_in, server, stdio};
 
 const SERVER: &str = "guarded";
 /// A pod that connects to others.
@@ -159,6 +160,51 @@ async fn a_port_that_opens_beside_a_server_on_loopback_is_found() -> Result<()> 
         scope.server_says(SERVER, LOOPBACK).await?;
         drop(enforcer);
         Ok(())
+    })
+    .await
+}
+
+/// What an app team's pod had before stays: probes of a server on loopback, and the
+/// ports that the `McpServer` lists.
+#[tokio::test]
+async fn an_injected_pod_keeps_its_probes_and_its_listed_ports() -> Result<()> {
+    opted_in("isolation-injected", async |scope: &Scope| {
+        let mut app = container(&["node", "-e", include_str!("ports.js")]);
+        app["ports"] = json!([{"name": "mcp", "containerPort": OWN}]);
+        app["readinessProbe"] = json!({
+            "httpGet": {"path": "/healthz", "port": "mcp"}, "periodSeconds": 1, "failureThreshold": 1,
+        });
+        let mut template = template(SERVER, &app);
+        template["metadata"]["annotations"]["toolward.dev/cpu-request"] = "15m".into();
+        let mut guarded = injected(SERVER, "StreamableHttp");
+        guarded["spec"]["injected"] = json!({"ports": [3000]});
+        let policy = allow("callers", SERVER, &scope.caller_subject(), &["*"]);
+        let deployment = workload("Deployment", SERVER, template);
+        scope.apply(&[guarded, policy, deployment]).await?;
+        scope.serving(SERVER).await?;
+        scope.server_says(SERVER, LOOPBACK).await?;
+        let sidecar = r#"jsonpath={.items[0].spec.initContainers[?(@.name=="toolward-sidecar")].resources.requests.cpu}"#;
+        let pod = ["get", "pods", "-l", "toolward.dev/server=guarded"];
+        let cpu = scope.kubectl(&[&pod[..], &["-o", sidecar]].concat()).await?;
+        ensure!(cpu == "15m", "the sidecar asks for {cpu}");
+
+        let mcp = scope.caller(SERVER).await?.connect().await?;
+        text(&mcp, "listen", 3000).await?;
+        text(&mcp, "listen", 3001).await?;
+        reachable(scope, "Port 3001").await?;
+        let enforcer = scope.cluster.enforce(&scope.namespace).await?;
+        scope.server_says(SERVER, ENFORCED).await?;
+        let pods = pods(scope).await?;
+        let (_, address) = pods.first().context("no pod")?;
+        let reached = from_outside(address, &[MCP, OWN, 3000, 3001]).await;
+        ensure!(reached == [MCP, 3000], "{reached:?}");
+        drop(enforcer);
+
+        // What the app says of itself is what the kubelet gets to hear.
+        text(&mcp, "health", 503).await?;
+        let unready = ["wait", "--for=condition=Ready=false", "--timeout=2m", "pods", "-l"];
+        let label = ["toolward.dev/server=guarded"];
+        scope.kubectl(&[&unready[..], &label].concat()).await.map(drop)
     })
     .await
 }

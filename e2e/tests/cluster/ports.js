@@ -1,8 +1,9 @@
 // An MCP server over Streamable HTTP on loopback whose tools open and close other
-// ports of its pod.
+// ports of its pod, and say how it is when a probe asks.
 const { randomUUID } = require('node:crypto');
 const net = require('node:net');
 const open = new Map();
+let health = 200;
 const tools = {
   listen: ({ port }) => new Promise((resolve, reject) => {
     const server = net.createServer((socket) => socket.destroy());
@@ -12,6 +13,10 @@ const tools = {
     });
   }),
   close: ({ port }) => new Promise((resolve) => open.get(port).close(() => resolve(`closed ${port}`))),
+  health: ({ port }) => {
+    health = port;
+    return `answers ${port}`;
+  },
 };
 const answers = {
   initialize: ({ protocolVersion }) => ({
@@ -25,6 +30,7 @@ const answers = {
 };
 
 require('node:http').createServer(async (request, response) => {
+  if (request.url === '/healthz') return response.writeHead(health).end();
   if (request.method !== 'POST') return response.writeHead(405).end();
   let body = '';
   for await (const part of request) body += part;
