@@ -26,9 +26,11 @@ use super::UpstreamError;
 
 /// Until a connection is there.
 const CONNECT: Duration = Duration::from_secs(5);
-/// A connection that is not used for this time is not used again: servers of Node.js
-/// close theirs after 5 s, at the very moment when a request may be on its way.
-const IDLE: Duration = Duration::from_secs(4);
+/// A connection that is not used for this time is not used again: servers close
+/// theirs after a while (Node.js and uvicorn after 5 s, gunicorn after 2 s), at the
+/// very moment when a request may be on its way, and the busier they are, the longer
+/// it takes until that is read. Another connection costs nearly nothing within a pod.
+const IDLE: Duration = Duration::from_secs(1);
 /// Connections that are kept while they are not used.
 const MAX_IDLE: usize = 256;
 
