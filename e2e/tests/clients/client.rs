@@ -63,11 +63,14 @@ impl Client {
         }
     }
 
-    /// The servers that it calls. The Inspector starts a process for each step: in a
-    /// run of ordinary length it calls one of each transport, as its users start it.
+    /// The servers that it calls: one of each transport in a run of ordinary length,
+    /// where it starts a process for each step (the Inspector), or is one that runs in
+    /// full and something around it that takes seconds to start (fastmcp, of mcp).
     pub fn servers(self) -> &'static [Server] {
         match self {
-            Self::Inspector if !is_long() => &[Server::EverythingStdio, Server::BothHttp],
+            Self::Inspector | Self::FastMcp if !is_long() => {
+                &[Server::EverythingStdio, Server::BothHttp]
+            }
             _ => &Server::ALL,
         }
     }

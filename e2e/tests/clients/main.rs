@@ -1,8 +1,8 @@
 //! Real clients with real servers, through the sidecar: what a client gets must
 //! be what it gets without one, but for what the policy forbids. Each client
 //! carries out the same plans (`e2e/fixtures/clients/*.json`), once bare and
-//! once through `toolward-sidecar run`, in each era that it speaks; the slow one does
-//! so with all servers where `TOOLWARD_ALL_CLIENTS` is set. A table of client, server
+//! once through `toolward-sidecar run`, in each era that it speaks; slow ones do so
+//! with all servers where `TOOLWARD_ALL_CLIENTS` is set. A table of client, server
 //! and era goes to standard error. Neither root nor a cluster is needed.
 #![allow(missing_docs)]
 
