@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crds::{ConditionStatus, ConditionType, Reason};
 use e2e::mcp::{self, Called, Endpoint};
 use e2e::statements as promise;
-use e2e::{Image, Mcp, release, wait_for};
+use e2e::{Image, Mcp, wait_for};
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -16,8 +16,10 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::injection::{container, injected, template, workload};
-use crate::suite::{PATIENCE, Scope, Verdict, allow, alone, beside, http, opted_in, server, stdio};
+use crate::suite::{PATIENCE, Scope, Verdict, allow, beside, http, opted_in, server, stdio};
 
+/// Where the chart has it that metrics are read from.
+pub const MONITORING: &str = "t-isolation-reach-monitoring";
 const SERVER: &str = "guarded";
 /// A pod that connects to others.
 const CLIENT: &str = "client";
@@ -267,20 +269,16 @@ async fn a_stdio_server_has_no_port() -> Result<()> {
 
 #[tokio::test]
 async fn everybody_reaches_what_is_theirs() -> Result<()> {
-    alone("isolation-reach", async |scope: &Scope| {
-        let monitoring = format!("{}-monitoring", scope.namespace);
-        let value = format!("monitoringNamespace={monitoring}");
-        release::install(&scope.cluster, &[&value]).await?;
-        let outcome = reach(scope, &monitoring).await;
+    beside("isolation-reach", async |scope: &Scope| {
+        let outcome = reach(scope, MONITORING).await;
         let delete = [
             "delete",
             "namespace",
-            &monitoring,
+            MONITORING,
             "--ignore-not-found",
             "--wait=false",
         ];
         let deleted = scope.cluster.kubectl(&delete).await;
-        release::install(&scope.cluster, &[]).await?;
         outcome.and(deleted.map(drop))
     })
     .await

@@ -8,15 +8,17 @@ use anyhow::{Context, Result, ensure};
 use crds::{ConditionStatus, ConditionType, Reason};
 use e2e::mcp::{Endpoint, message};
 use e2e::statements::{self as promise, Caller};
-use e2e::{Image, release, wait_for};
+use e2e::{Image, wait_for};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
 use rcgen::KeyPair;
 use serde_json::{Value, json};
 
 use crate::denials;
-use crate::suite::{IN_FORCE, PATIENCE, Scope, Verdict, allow, alone, beside, refused, stdio};
+use crate::suite::{IN_FORCE, PATIENCE, Scope, Verdict, allow, beside, refused, stdio};
 use crate::tls::{Authority, nudge};
 
+/// Of the test's namespace, without its prefix.
+const NAME: &str = "issuers";
 /// The issuer: its Deployment, and the Service that the chart allows.
 const ISSUER: &str = "acme";
 /// The same issuer behind a Service without an address of its own: its name leads
@@ -85,8 +87,13 @@ fn claims(issuer: &str, audience: &str) -> Value {
 }
 
 /// The URL of an issuer behind a Service.
-fn issuer_url(scope: &Scope, service: &str) -> String {
-    format!("https://{service}.{}.svc/realms/acme", scope.namespace)
+fn issuer_url(service: &str) -> String {
+    format!("https://{service}.t-{NAME}.svc/realms/acme")
+}
+
+/// What the chart allows for this.
+pub fn allowed() -> [String; 2] {
+    [ISSUER, INSIDE].map(issuer_url)
 }
 
 /// The URL of a server, which is its audience.
@@ -143,7 +150,7 @@ impl<'s> Issuer<'s> {
         inside["spec"]["clusterIP"] = json!("None");
         let issuer = Self {
             scope,
-            url: issuer_url(scope, ISSUER),
+            url: issuer_url(ISSUER),
             looked: Cell::default(),
         };
         let objects = [
@@ -313,23 +320,13 @@ async fn tells(scope: &Scope, server: &str, wanted: Verdict, parts: &[&str]) -> 
 
 #[tokio::test]
 async fn an_issuer_in_the_cluster_is_believed_as_the_chart_allows() -> Result<()> {
-    alone("issuers", async |scope: &Scope| {
-        let urls = [ISSUER, INSIDE].map(|service| issuer_url(scope, service));
-        let issuers = format!("allowedIssuers={{{}}}", urls.join(","));
-        let networks = scope.cluster.plan().service_cidr();
-        let networks = format!("issuerNetworks={{{networks}}}");
-        release::install(&scope.cluster, &[&issuers, &networks]).await?;
-        let outcome = whole_life(scope).await;
-        let put_back = release::install(&scope.cluster, &[]).await;
-        outcome.and(put_back)
-    })
-    .await
+    beside(NAME, whole_life).await
 }
 
 async fn whole_life(scope: &Scope) -> Result<()> {
     let keys = [Key::new("first")?, Key::new("second")?, Key::new("third")?];
     let issuer = Issuer::start(scope, &keys[0]).await?;
-    let inside = issuer_url(scope, INSIDE);
+    let inside = issuer_url(INSIDE);
     let account = format!("system:serviceaccount:{}:default", scope.namespace);
     let account = json!({"issuer": "cluster", "users": [account]});
     scope
@@ -503,7 +500,7 @@ async fn an_outage_passes(issuer: &Issuer<'_>, key: &Key) -> Result<()> {
 async fn an_issuer_that_the_chart_does_not_list_is_refused() -> Result<()> {
     beside("issuer-not-allowed", async |scope: &Scope| {
         scope.unchecked().await?;
-        const FOREIGN: &str = "https://idp.example.com/realms/acme";
+        const FOREIGN: &str = "https://foreign.example.com/realms/acme";
         let issuer = json!({"name": "acme", "issuer": FOREIGN});
         scope
             .apply(&[

@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{manifests, release};
+use e2e::manifests;
 
-use crate::suite::{Scope, alone, beside};
+use crate::suite::{Scope, beside};
 
 async fn accepts(scope: &Scope, name: &str, manifest: &str) -> Result<()> {
     let args = ["apply", "--dry-run=server", "-f", "-"];
@@ -33,18 +33,14 @@ async fn generated_manifests_are_current_and_accepted() -> Result<()> {
 }
 
 /// Issuers that examples name: a platform has to allow them first.
-const ISSUERS: &str =
-    "allowedIssuers={https://idp.example.com/realms/acme,https://login.example.com/realms/company}";
+pub const ISSUERS: [&str; 2] = [
+    "https://idp.example.com/realms/acme",
+    "https://login.example.com/realms/company",
+];
 
 #[tokio::test]
 async fn every_manifest_in_examples_and_documents_is_accepted() -> Result<()> {
-    alone("documents", async |scope: &Scope| {
-        release::install(&scope.cluster, &[ISSUERS]).await?;
-        let outcome = documents(scope).await;
-        let put_back = release::install(&scope.cluster, &[]).await;
-        outcome.and(put_back)
-    })
-    .await
+    beside("documents", documents).await
 }
 
 async fn documents(scope: &Scope) -> Result<()> {

@@ -2,12 +2,12 @@
 //! an installation with kubectl alone.
 
 use anyhow::{Context, Result, ensure};
-use e2e::release::{self, DEV_IMAGES, NAMESPACE, OPERATOR, RELEASE, install};
+use e2e::release::{self, DEV_IMAGES, NAMESPACE, OPERATOR, RELEASE};
 use e2e::statements as promise;
 use e2e::{Cluster, wait_for};
 use serde_json::json;
 
-use crate::suite::{ACCEPTED, PATIENCE, Scope, allow, alone, stdio};
+use crate::suite::{ACCEPTED, PATIENCE, Scope, allow, alone, beside, install, stdio};
 
 /// Kinds of the chart's objects that no namespace holds.
 const CLUSTER_WIDE: &str = "clusterroles,clusterrolebindings,validatingadmissionpolicies,validatingadmissionpolicybindings,mutatingwebhookconfigurations,validatingwebhookconfigurations";
@@ -40,7 +40,7 @@ async fn anonymous(scope: &Scope) -> Result<()> {
 /// Values that the chart does not know are refused.
 #[tokio::test]
 async fn a_misspelt_value_is_refused() -> Result<()> {
-    alone("values", async |scope: &Scope| {
+    beside("values", async |scope: &Scope| {
         let chart = scope
             .cluster
             .checkout()

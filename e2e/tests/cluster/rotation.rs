@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Error, Result, ensure};
-use e2e::release::{NAMESPACE, install};
+use e2e::release::NAMESPACE;
 use e2e::wait_for;
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Pod;
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::injection::{accepted, generated};
 use crate::operator::operators;
-use crate::suite::{PATIENCE, Scope, alone, number};
+use crate::suite::{PATIENCE, Scope, alone, install, number};
 use crate::webhook::{OPT_IN, SECRET, SERVICE};
 
 /// A Secret that others write.

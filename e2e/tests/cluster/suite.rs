@@ -14,6 +14,8 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::{OnceCell, RwLock};
 
+use crate::{isolation, issuers, manifests};
+
 /// Longer than anything takes, on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -60,10 +62,25 @@ async fn installed() -> Result<Cluster> {
     let cluster = INSTALLED.get_or_try_init(async || {
         let cluster = Cluster::ensure().await?;
         cluster.load_images_as_built(&Image::ALL).await?;
-        release::install(&cluster, &[]).await?;
+        install(&cluster, &[]).await?;
         anyhow::Ok(cluster)
     });
     Ok(cluster.await?.clone())
+}
+
+/// Installs the chart, with what is allowed to those tests that need it: so they need
+/// not change the installation, and run beside others. `more` are further `--set`s.
+pub async fn install(cluster: &Cluster, more: &[&str]) -> Result<()> {
+    let issuers = issuers::allowed();
+    let issuers = issuers.iter().map(String::as_str);
+    let issuers: Vec<_> = issuers.chain(manifests::ISSUERS).collect();
+    let values = [
+        format!("allowedIssuers={{{}}}", issuers.join(",")),
+        format!("issuerNetworks={{{}}}", cluster.plan().service_cidr()),
+        format!("monitoringNamespace={}", isolation::MONITORING),
+    ];
+    let values: Vec<_> = values.iter().map(String::as_str).collect();
+    release::install(cluster, &[&values[..], more].concat()).await
 }
 
 async fn run(

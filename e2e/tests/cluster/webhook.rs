@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::operator::requests;
-use crate::suite::{PATIENCE, Scope, allow, alone, opted_in, stdio};
+use crate::suite::{PATIENCE, Scope, allow, alone, install, opted_in, stdio};
 
 const INJECTION: &str = "mutatingwebhookconfiguration/toolward-injection";
 const VALIDATION: &str = "validatingwebhookconfiguration/toolward-validation";
@@ -338,7 +338,7 @@ async fn a_ca_bundle_that_somebody_changes_is_put_right() -> Result<()> {
         cluster.kubectl(&ours).await?;
         // Helm leaves it alone, so that nothing has to be put right.
         let before = written(scope)?;
-        release::install(cluster, &[]).await?;
+        install(cluster, &[]).await?;
         ensure!(!bundle(scope, INJECTION).await?.is_empty(), "there is none");
         ensure!(written(scope)? == before, "helm upgrade changed it");
 
