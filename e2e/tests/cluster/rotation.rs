@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::injection::{accepted, generated};
 use crate::operator::operators;
 use crate::suite::{PATIENCE, Scope, alone, install, number};
-use crate::webhook::{OPT_IN, SECRET, SERVICE};
+use crate::webhook::{SECRET, SERVICE};
 
 /// A Secret that others write.
 const GIVEN: &str = "webhook-certificate";
@@ -180,13 +180,6 @@ async fn replicas_that_find_a_certificate_that_is_over_make_another() -> Result<
 
 /// A namespace that opted in, with the servers of generated pods.
 async fn ready(scope: &Scope) -> Result<Api<Pod>> {
-    let label = [
-        "label",
-        "--overwrite",
-        "namespace",
-        &scope.namespace,
-        OPT_IN,
-    ];
-    scope.cluster.kubectl(&label).await?;
+    scope.opt_in().await?;
     generated(scope).await
 }

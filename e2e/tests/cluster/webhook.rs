@@ -21,7 +21,7 @@ pub const SECRET: &str = "toolward-webhook-tls";
 const STRANGE: &str = "strange-webhook";
 /// A Service that leads to who takes connections and says nothing.
 const SILENT: &str = "silent-webhook";
-pub const OPT_IN: &str = "toolward.dev/injection=enabled";
+const OPT_IN: &str = "toolward.dev/injection=enabled";
 
 /// A pod that restricted pod security lets in; it is never started.
 fn pod(name: &str, namespace: &str, annotations: Value) -> Value {
