@@ -127,7 +127,7 @@ async fn the_chart_bounds_what_a_team_may_ask_for() -> Result<()> {
         may(scope, &admin, &apply, Some(&idle("orders"))).await?;
         let foreign = json!({
             "audience": "orders",
-            "issuers": [{"name": "acme", "issuer": "https://idp.example.com/realms/acme"}],
+            "issuers": [{"name": "acme", "issuer": "https://foreign.example.com/realms/acme"}],
         });
         for (authentication, path, value) in [
             (
