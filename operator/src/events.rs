@@ -19,6 +19,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a change of status tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(1);
 pub struct News {
     /// Whether somebody has to do something.
     pub warning: bool,
@@ -122,10 +124,18 @@ impl Events {
 
     async fn write(&self, event: &Event, about: &ObjectReference) {
         let reason = &event.reason;
-        match tokio::time::timeout(TIMEOUT, self.0.publish(event, about)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, reason, "cannot write an Event"),
-            Err(_) => tracing::warn!(reason, "an Event took too long and was given up"),
+        for attempt in 1..=ATTEMPTS {
+            match tokio::time::timeout(TIMEOUT, self.0.publish(event, about)).await {
+                Ok(Ok(())) => return,
+                // In a namespace that ends, for example.
+                Ok(Err(kube::Error::Api(status))) if status.code < 500 && status.code != 429 => {
+                    tracing::warn!(error = %status, reason, "an Event was refused");
+                    return;
+                }
+                Ok(Err(error)) => tracing::warn!(%error, reason, attempt, "cannot write an Event"),
+                Err(_) => tracing::warn!(reason, attempt, "an Event took too long"),
+            }
+            tokio::time::sleep(PAUSE * attempt).await;
         }
     }
 

@@ -11,7 +11,8 @@ use policy::report::Report;
 use sealed::{NONCE_HEADER, Nonce, PUBLIC_KEY_HEADER, PublicKey, Sealed};
 use tokio::net::TcpStream;
 
-const TIMEOUT: Duration = Duration::from_secs(1);
+/// Of a pod on a busy node, too.
+const TIMEOUT: Duration = Duration::from_secs(3);
 /// Largest status, and largest sealed answer.
 const MAX_STATUS: usize = 1024 * 1024;
 const MAX_SEALED: usize = 32 * 1024;

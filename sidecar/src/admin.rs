@@ -24,8 +24,8 @@ const MAX_CONNECTIONS: usize = 256;
 /// Largest head of a request, in bytes: room for a token.
 const MAX_HEAD: usize = 32 * 1024;
 /// A request and its answer take at most this long; a probe of the app, its own
-/// time more.
-const EXCHANGE: Duration = Duration::from_secs(2);
+/// time more. The kubelet waits 5 s for its own.
+const EXCHANGE: Duration = Duration::from_secs(6);
 
 /// Serves the admin port for as long as the process lives.
 pub async fn serve(shared: Arc<Shared>, listener: TcpListener) {

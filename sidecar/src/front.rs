@@ -55,7 +55,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// wait this long for its first request, so that it is answered.
 const FIRST: Duration = Duration::from_secs(2);
 /// And one of another replica, which asks nothing on it after [`peer::KEPT`].
-const UNUSED: Duration = Duration::from_secs(2 * peer::KEPT.as_secs());
+const UNUSED: Duration = Duration::from_secs(5 * peer::KEPT.as_secs());
 /// A peer that takes nothing of what is written for this time is cut off.
 const STUCK: Duration = Duration::from_secs(60);
 /// Largest head of a request, in bytes, and number of headers in it.

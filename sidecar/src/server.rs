@@ -38,8 +38,8 @@ pub const MCP_PORT: u16 = 9440;
 /// The admin port.
 pub const ADMIN_PORT: u16 = 9441;
 /// After a drain was asked for, new connections are still served for this time:
-/// the news that this pod is leaving has to reach every node.
-pub const LEAVE: Duration = Duration::from_secs(2);
+/// the news that this pod is leaving has to reach every node, also a busy one.
+pub const LEAVE: Duration = Duration::from_secs(5);
 /// From the request to drain until calls in flight are cut off.
 pub const DRAIN: Duration = Duration::from_secs(10);
 

@@ -44,7 +44,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            settle: Duration::from_secs(3),
+            settle: Duration::from_secs(10),
             fence: Duration::from_secs(10 * 60),
             leave: Duration::from_secs(30 * 60),
         }

@@ -52,8 +52,8 @@ const SOCKET: &str = "/toolward/run/mcp.sock";
 pub(crate) const SIDECAR_UID: i64 = 9440;
 const SERVER_UID: i64 = 65533;
 /// How long the server outlives the request to drain, so that calls can finish: the
-/// sidecar serves for 2 s more, and then finishes calls for 10 s.
-pub(crate) const DRAIN_SECONDS: i64 = 12;
+/// sidecar serves for 5 s more, and then finishes calls for 10 s.
+pub(crate) const DRAIN_SECONDS: i64 = 15;
 
 pub(crate) fn is_stdio(transport: &Transport) -> bool {
     transport.type_ == TransportType::Stdio
@@ -134,8 +134,10 @@ pub(crate) fn sidecar(spec: &McpServerSpec, sidecar: &SidecarImage) -> Container
             port("admin", i32::from(ADMIN_PORT)),
             port("peers", PEER_PORT),
         ]),
-        startup_probe: Some(probe("/healthz", 1, 60)),
-        liveness_probe: Some(probe("/healthz", 10, 3)),
+        startup_probe: Some(probe("/healthz", 1, 120)),
+        // A minute: on a node that is out of processors, a sidecar that is started
+        // again would cut off calls, and be no faster.
+        liveness_probe: Some(probe("/healthz", 10, 6)),
         readiness_probe: Some(probe("/readyz", 2, 3)),
         lifecycle: Some(Lifecycle {
             pre_stop: Some(LifecycleHandler {
@@ -319,7 +321,7 @@ fn probe(path: &str, period: i32, failures: i32) -> Probe {
         }),
         period_seconds: Some(period),
         failure_threshold: Some(failures),
-        timeout_seconds: Some(2),
+        timeout_seconds: Some(5),
         ..Probe::default()
     }
 }

@@ -9,7 +9,7 @@ use super::{Target, app_containers, is_tcp};
 use crate::desired::pod::DRAIN_SECONDS;
 
 /// Time for calls in flight, and a while for the server to end.
-const SHORT_GRACE: i64 = 15;
+const SHORT_GRACE: i64 = 20;
 /// Ports of which a warning tells.
 const MAX_PORTS: usize = 8;
 /// With these, a container can take the sidecar's port or look into its memory.

@@ -152,7 +152,7 @@ spec:
         warnings,
         [
             "cut off from outside the pod: 53/UDP; list TCP ports in spec.injected.ports of McpServer orders to keep them open",
-            "spec.terminationGracePeriodSeconds: 5 cuts off calls in flight, which get 12 s to end: write 15 or more",
+            "spec.terminationGracePeriodSeconds: 5 cuts off calls in flight, which get 15 s to end: write 20 or more",
             "spec.restartPolicy: container server waits for calls until the pod is deleted, so a Job of it does not complete by itself",
         ]
     );
@@ -332,10 +332,10 @@ fn resources_are_of_the_server_and_of_annotations() {
 #[test]
 fn a_pod_that_may_take_no_time_gets_no_hook() {
     for (grace, seconds) in [
-        (None, Some(12)),
-        (Some(30), Some(12)),
-        (Some(13), Some(12)),
-        (Some(12), Some(11)),
+        (None, Some(15)),
+        (Some(30), Some(15)),
+        (Some(16), Some(15)),
+        (Some(15), Some(14)),
         (Some(2), Some(1)),
         (Some(1), None),
         (Some(0), None),

@@ -189,7 +189,7 @@ fn hook_as_before(container: &mut Container, was: &Container, grace: i64) {
         None => assert!(grace <= 1, "no hook, though there is time for it"),
         Some(hook) => {
             let seconds = hook.sleep.unwrap().seconds;
-            assert!((1..=12).contains(&seconds) && seconds < grace);
+            assert!((1..=15).contains(&seconds) && seconds < grace);
         }
     }
     if container.lifecycle == Some(Default::default()) {
