@@ -91,6 +91,8 @@ pub enum Reason {
     Injected,
     /// Pods ask for the sidecar and do not have it.
     SidecarMissing,
+    /// The sidecar of pods that Toolward did not make was started with an earlier spec.
+    SidecarOutdated,
 }
 
 impl std::fmt::Display for Reason {

@@ -1,6 +1,9 @@
 //! Events: what changed for an object, told once.
 
-use std::time::Duration;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
 
 use crds::{Condition, ConditionStatus, ConditionType, McpServer, Reason};
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta};
@@ -14,13 +17,13 @@ use crate::{desired::Owner, entry::Kind, status::find};
 
 /// The API server refuses a longer note.
 const MAX_NOTE: usize = 1000;
-/// Longer, and an Event is given up.
+/// Longer, and an Event is written again, so often.
 const TIMEOUT: Duration = Duration::from_secs(10);
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What a change of status tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
-const ATTEMPTS: u32 = 3;
-const PAUSE: Duration = Duration::from_secs(1);
 pub struct News {
     /// Whether somebody has to do something.
     pub warning: bool,
@@ -88,7 +91,8 @@ fn is_worth_telling(reason: Reason) -> bool {
         | Reason::PerReplica
         | Reason::ServerPortReachable
         | Reason::Injected
-        | Reason::SidecarMissing => true,
+        | Reason::SidecarMissing
+        | Reason::SidecarOutdated => true,
     }
 }
 
@@ -112,11 +116,15 @@ impl Events {
             uid: Some(server.uid.clone()),
             ..ObjectReference::default()
         };
+        // The library counts Events of one action, whatever their notes: another note,
+        // with another warning, is another one.
+        let mut hasher = DefaultHasher::new();
+        note.hash(&mut hasher);
         let event = Event {
             type_: EventType::Normal,
             reason: Reason::Injected.to_string(),
             note: Some(short(note)),
-            action: "Inject".to_owned(),
+            action: format!("Inject-{:x}", hasher.finish()),
             secondary: Some(into),
         };
         self.write(&event, &reference).await;

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use crds::McpServerSpec;
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -22,10 +23,9 @@ use kube::{
 
 use crate::{
     error::{Error, call},
-    inject::has_sidecar,
+    inject::{has_sidecar, is_current},
     names::{Key, SERVER_ANNOTATION, SERVER_LABEL},
     status::pod::is_live,
-    watch::Wakers,
     world::World,
 };
 
@@ -33,18 +33,27 @@ use crate::{
 const PAUSE: Duration = Duration::from_secs(20);
 /// Time for one namespace.
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// A pod is told of within a minute, also where its namespace takes all that time. So
+/// far, 16 namespaces may.
+const _: () = assert!(PAUSE.as_secs() + TIMEOUT.as_secs() < 60);
 /// Pods in one answer of the API server, and answers for one namespace.
 const CHUNK: u32 = 500;
 const MAX_CHUNKS: usize = 40;
 /// Namespaces that are looked at at the same time.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 16;
 
-/// A pod that asks for the sidecar and does not have it.
+/// How many live pods of a server have the sidecar.
+pub fn injected(pods: &[Arc<Pod>]) -> usize {
+    let live = pods.iter().filter(|pod| is_live(pod));
+    live.filter(|pod| has_sidecar(pod)).count()
+}
+
+/// A pod that has to be made anew.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Bare {
+pub struct Stale {
     /// Its name.
     pub pod: String,
-    /// What to do so that it is made anew, to go on with after a colon.
+    /// What to do, to go on with after a colon.
     pub remedy: String,
 }
 
@@ -53,25 +62,46 @@ pub struct Bare {
 pub struct Pods {
     /// How many have the sidecar.
     pub injected: usize,
-    /// Those that do not, by name.
-    pub missing: Vec<Bare>,
+    /// Of these, those whose sidecar was started with an earlier spec, by name.
+    pub outdated: Vec<Stale>,
+    /// Those that ask for the sidecar and do not have it, by name.
+    pub missing: Vec<Stale>,
 }
 
 impl Pods {
     /// Of pods that are watched, and of those that were found beside them.
-    pub fn new(watched: &[Arc<Pod>], mut missing: Vec<Bare>) -> Self {
+    pub fn new(watched: &[Arc<Pod>], spec: &McpServerSpec, mut missing: Vec<Stale>) -> Self {
         let live = watched.iter().filter(|pod| is_live(pod));
         let (injected, bare): (Vec<_>, Vec<_>) = live.partition(|pod| has_sidecar(pod));
-        missing.extend(bare.iter().map(|pod| Bare::of(&***pod)));
+        missing.extend(bare.iter().map(|pod| Stale::labelled(pod)));
         missing.sort();
+        let outdated = injected.iter().filter(|pod| !is_current(pod, spec));
+        let mut outdated: Vec<_> = outdated.map(|pod| Stale::of(&***pod)).collect();
+        outdated.sort();
         Self {
             injected: injected.len(),
+            outdated,
             missing,
         }
     }
 }
 
-impl Bare {
+impl Stale {
+    /// One that has the label and not the sidecar: where the annotation is missing, no
+    /// restart would help.
+    fn labelled(pod: &Pod) -> Self {
+        if pod.annotations().contains_key(SERVER_ANNOTATION) {
+            return Self::of(pod);
+        }
+        let server = pod.labels().get(SERVER_LABEL).map_or("", String::as_str);
+        Self {
+            pod: pod.name_any(),
+            remedy: format!(
+                "write {SERVER_ANNOTATION}: {server} as an annotation of the template first, in the place of the label, which the webhook sets"
+            ),
+        }
+    }
+
     /// What makes a pod anew is found by who made it.
     fn of<K: ResourceExt>(pod: &K) -> Self {
         let (name, namespace) = (pod.name_any(), pod.namespace().unwrap_or_default());
@@ -101,7 +131,7 @@ fn deployment<'a, K: ResourceExt>(pod: &K, set: &'a str) -> Option<&'a str> {
 }
 
 /// Pods of one namespace that carry the annotation and not the label, by server.
-type Found = BTreeMap<String, Vec<Bare>>;
+type Found = BTreeMap<String, Vec<Stale>>;
 
 /// What was found at the last look, by namespace.
 #[derive(Debug, Default)]
@@ -109,7 +139,7 @@ pub struct Missing(Mutex<BTreeMap<String, Found>>);
 
 impl Missing {
     /// The pods of a server.
-    pub fn of(&self, server: &Key) -> Vec<Bare> {
+    pub fn of(&self, server: &Key) -> Vec<Stale> {
         self.locked(|all| {
             let found = all.get(&server.namespace);
             let pods = found.and_then(|found| found.get(&server.name));
@@ -138,11 +168,11 @@ impl Missing {
     }
 }
 
-/// Looks again and again, and wakes the servers for which there is news.
-pub async fn follow(client: &Client, wakers: &Wakers) {
+/// Looks again and again; tells the servers for which there is news.
+pub async fn follow(client: &Client, world: &World, news: impl Fn(Key)) {
     loop {
-        if wakers.world.ready() {
-            look(client, &wakers.world, |server| wakers.servers.wake(&server)).await;
+        if world.ready() {
+            look(client, world, &news).await;
         }
         let pause = PAUSE.mul_f64(rand::random_range(0.9..=1.0));
         tokio::time::sleep(pause).await;
@@ -195,7 +225,7 @@ async fn find(client: &Client, namespace: &str) -> Result<Found, Error> {
         let list = call(action, api.list_metadata(&params)).await?;
         for pod in &list.items {
             if let Some(server) = asked(pod) {
-                let bare = Bare::of(pod);
+                let bare = Stale::of(pod);
                 found.entry(server.to_owned()).or_default().push(bare);
             }
         }

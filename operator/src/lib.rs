@@ -313,7 +313,9 @@ async fn lead(
     election.win().await;
     tracing::info!("this replica holds the lease: it acts");
     let act = async {
-        futures::join!(wake_all(wakers, keys), injection::follow(client, wakers));
+        let wake = |server| wakers.servers.wake(&server);
+        let missing = injection::follow(client, &wakers.world, wake);
+        futures::join!(wake_all(wakers, keys), missing);
         std::future::pending().await
     };
     tokio::select! {

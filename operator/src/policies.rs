@@ -122,8 +122,7 @@ impl Policies {
     fn running(&self, server: &Key, is_injected: bool) -> i32 {
         if is_injected {
             let pods = self.world.pods.group(server);
-            let pods = injection::Pods::new(&pods, Vec::new());
-            return i32::try_from(pods.injected).unwrap_or(i32::MAX);
+            return i32::try_from(injection::injected(&pods)).unwrap_or(i32::MAX);
         }
         let deployment = self.world.deployments.get(server);
         deployment.map_or(0, |deployment| desired_replicas(&deployment))

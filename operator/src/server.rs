@@ -438,9 +438,9 @@ impl Servers {
         let bundle = outcome.bundle.as_ref();
         let server = entry.decoded.as_ref().ok();
         let decoded = server.is_some();
-        let is_injected = server.is_some_and(|server| server.spec.injected.is_some());
-        let injection =
-            is_injected.then(|| injection::Pods::new(&pods, self.world.missing.of(key)));
+        let injected = server.filter(|server| server.spec.injected.is_some());
+        let injection = injected
+            .map(|server| injection::Pods::new(&pods, &server.spec, self.world.missing.of(key)));
         let seen = status::Seen {
             name: &key.name,
             endpoint: bundle

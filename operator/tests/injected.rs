@@ -56,7 +56,10 @@ fn pod(name: &str) -> Value {
         },
         "spec": {
             "containers": [],
-            "initContainers": [{"name": "toolward-sidecar", "restartPolicy": "Always"}],
+            "initContainers": [{
+                "name": "toolward-sidecar", "restartPolicy": "Always",
+                "args": ["serve", "--upstream", "http://127.0.0.1:8080/mcp"],
+            }],
         },
         "status": {"phase": "Running", "podIP": "10.1.0.1"},
     })

@@ -20,7 +20,7 @@ pub use config_map::{config_map, identity_map};
 pub use deployment::deployment;
 pub use network_policy::network_policy;
 pub use service::service;
-pub(crate) use volumes::volumes;
+pub(crate) use volumes::{secrets, volumes};
 
 use crate::names::SERVER_LABEL;
 

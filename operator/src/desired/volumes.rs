@@ -41,6 +41,17 @@ pub(crate) fn volumes(owner: &Owner, spec: &McpServerSpec) -> Vec<Volume> {
     if spec.identity.is_some() {
         volumes.push(identity(owner));
     }
+    volumes.extend(secrets(spec));
+    if pod::is_stdio(&spec.transport) {
+        volumes.push(empty(pod::BIN_VOLUME, "64Mi"));
+        volumes.push(empty(pod::RUN_VOLUME, "1Mi"));
+    }
+    volumes
+}
+
+/// The Secrets that a spec names, for the sidecar.
+pub(crate) fn secrets(spec: &McpServerSpec) -> Vec<Volume> {
+    let mut volumes = Vec::new();
     let authorities: Vec<_> = pod::authorities(&spec.authentication)
         .map(|(issuer, secret)| {
             let file = format!("{issuer}.pem");
@@ -64,10 +75,6 @@ pub(crate) fn volumes(owner: &Owner, spec: &McpServerSpec) -> Vec<Volume> {
         let pair = TLS_KEYS.map(|key| (key, key));
         let files = secret_files(&tls.secret_name, &pair);
         volumes.push(projected(pod::TLS_VOLUME, vec![files]));
-    }
-    if pod::is_stdio(&spec.transport) {
-        volumes.push(empty(pod::BIN_VOLUME, "64Mi"));
-        volumes.push(empty(pod::RUN_VOLUME, "1Mi"));
     }
     volumes
 }

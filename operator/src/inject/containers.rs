@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
-    api::core::v1::{AppArmorProfile, Container, Pod, PodSecurityContext, PodSpec, SELinuxOptions},
+    api::core::v1::{
+        AppArmorProfile, Container, LifecycleHandler, Pod, PodSecurityContext, PodSpec,
+        SELinuxOptions,
+    },
     apimachinery::pkg::api::resource::Quantity,
 };
 
@@ -18,12 +21,19 @@ const DEFAULT_GRACE: i64 = 30;
 type Amounts = Option<BTreeMap<String, Quantity>>;
 
 /// The name of the main container that runs the server: the one that the
-/// annotation names, else the first.
+/// annotation names, else the one that has the shim already, as others may have put
+/// theirs before it since then, else the first.
 pub(super) fn server(pod: &Pod, spec: &PodSpec, target: &Target<'_>) -> Result<String, Refusal> {
     let named = annotation(pod, CONTAINER_ANNOTATION);
-    let is_named = |container: &Container| named.is_none_or(|name| container.name == name);
-    let mut containers = spec.containers.iter().enumerate();
-    let Some((index, container)) = containers.find(|(_, container)| is_named(container)) else {
+    let found = match named {
+        Some(name) => spec.containers.iter().position(|it| it.name == name),
+        None => {
+            let shimmed = spec.containers.iter().position(has_shim);
+            shimmed.filter(|_| target.is_stdio()).or(Some(0))
+        }
+    };
+    let container = found.and_then(|index| Some((index, spec.containers.get(index)?)));
+    let Some((index, container)) = container else {
         let Some(name) = named else {
             let message = "there is none: write the server's";
             return Err(Refusal::new("spec.containers", message));
@@ -37,11 +47,19 @@ pub(super) fn server(pod: &Pod, spec: &PodSpec, target: &Target<'_>) -> Result<S
         return Err(Refusal::annotation(CONTAINER_ANNOTATION, message));
     };
     if target.is_stdio() && own_command(container).is_empty() {
-        let message = "the sidecar's shim starts a Stdio server, and cannot see the image's entrypoint: write the server's command";
+        let message = format!(
+            "the sidecar's shim starts a Stdio server, and cannot see the image's entrypoint: write the server's command, or name its container, if that is not {}, by the annotation {CONTAINER_ANNOTATION}",
+            quoted(&container.name)
+        );
         let path = format!("spec.containers[{index}].command");
         return Err(Refusal::new(path, message));
     }
     Ok(container.name.clone())
+}
+
+fn has_shim(container: &Container) -> bool {
+    let command = container.command.as_deref().unwrap_or_default();
+    command.first() == desired::pod::shim().first() && !own_command(container).is_empty()
 }
 
 /// The command of a stdio server, without a shim of this or of an earlier version
@@ -74,19 +92,25 @@ pub(super) fn shim(spec: &mut PodSpec, server: &str) {
     }
 }
 
-/// Keeps main containers until calls have finished, unless they have a hook of
-/// their own. A hook that sleeps for longer than the pod may take is refused by
-/// the API server, and one as long leaves the app no time to end.
-pub(super) fn outlive_intake(spec: &mut PodSpec) {
+/// The hook that keeps a main container until calls have finished. One that sleeps
+/// for longer than the pod may take is refused by the API server, and one as long
+/// leaves the app no time to end.
+pub(super) fn outlive_intake(spec: &PodSpec) -> Option<LifecycleHandler> {
     let grace = spec.termination_grace_period_seconds;
     let most = grace.unwrap_or(DEFAULT_GRACE).saturating_sub(1);
-    if most < 1 {
-        return;
-    }
     let mut hook = desired::pod::outlive_intake();
     if let Some(sleep) = &mut hook.sleep {
         sleep.seconds = sleep.seconds.min(most);
     }
+    (most >= 1).then_some(hook)
+}
+
+/// Keeps main containers until calls have finished, unless they have a hook of their
+/// own.
+pub(super) fn keep_until_drained(spec: &mut PodSpec) {
+    let Some(hook) = outlive_intake(spec) else {
+        return;
+    };
     for container in &mut spec.containers {
         let lifecycle = container.lifecycle.get_or_insert_default();
         lifecycle.pre_stop.get_or_insert_with(|| hook.clone());

@@ -17,6 +17,7 @@
 //! stays where it is: it needs none of them, and they do not need it.
 
 mod containers;
+mod current;
 mod probes;
 mod refuse;
 mod resources;
@@ -27,6 +28,8 @@ mod tests;
 mod warn;
 
 use std::collections::BTreeMap;
+
+pub use current::is_current;
 
 use crds::McpServerSpec;
 use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodSpec};
@@ -166,7 +169,7 @@ pub fn inject(pod: &Pod, target: &Target<'_>) -> Result<Injected, Vec<Refusal>> 
     if target.is_stdio() {
         containers::shim(&mut spec, &server);
     }
-    containers::outlive_intake(&mut spec);
+    containers::keep_until_drained(&mut spec);
     containers::put(&mut spec, target, sidecar);
     let mut metadata = pod.metadata.clone();
     set(&mut metadata.labels, SERVER_LABEL, &target.owner.name);

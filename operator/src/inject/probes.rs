@@ -5,7 +5,7 @@
 //! sidecar's admin port; what it was stands in the sidecar's argument
 //! `--app-probes`, from where it is read again when the pod comes again.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use http::{HeaderName, HeaderValue, uri::PathAndQuery};
 use k8s_openapi::{
@@ -161,10 +161,11 @@ impl Rewriter {
         if let Some(get) = probe
             .http_get
             .as_ref()
-            .filter(|it| self.is(&it.port, ports))
+            .filter(|it| is_here(it.host.as_deref()) && self.is(&it.port, ports))
         {
             original.http_get = Some(self.get(&format!("{path}.httpGet"), get)?);
         } else if let Some(tcp) = probe.tcp_socket.as_ref()
+            && is_here(tcp.host.as_deref())
             && self.is(&tcp.port, ports)
         {
             original.tcp_socket = Some(self.tcp(&format!("{path}.tcpSocket"), tcp)?);
@@ -260,7 +261,7 @@ impl Rewriter {
         let hooks = hooks.into_iter().flatten();
         let of_server = hooks.filter(|(_, hook)| {
             let get = hook.as_ref().and_then(|hook| hook.http_get.as_ref());
-            get.is_some_and(|get| self.is(&get.port, ports))
+            get.is_some_and(|get| is_here(get.host.as_deref()) && self.is(&get.port, ports))
         });
         let message = "the kubelet makes it from outside the pod, where the server's port is not reached: write exec";
         of_server
@@ -275,6 +276,14 @@ fn of_sidecar(probe: &Probe) -> Option<&str> {
     let is_admin = get.port == IntOrString::Int(i32::from(ADMIN_PORT));
     let path = get.path.as_deref().filter(|path| path.starts_with(PATH));
     path.filter(|_| is_admin)
+}
+
+/// Whether who asks this host means the pod: none is the pod's address. Loopback is
+/// the node's, which nobody means.
+fn is_here(host: Option<&str>) -> bool {
+    let Some(host) = host else { return true };
+    let is_loopback = host.parse::<IpAddr>().is_ok_and(|it| it.is_loopback());
+    host.is_empty() || host == "localhost" || is_loopback
 }
 
 fn no_host(path: &str, host: Option<&str>) -> Result<(), Refusal> {

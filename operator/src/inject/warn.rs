@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 
-use super::{Target, app_containers, is_tcp};
+use super::{Target, app_containers, containers::outlive_intake, is_tcp};
 use crate::desired::pod::DRAIN_SECONDS;
 
 /// Time for calls in flight, and a while for the server to end.
@@ -21,6 +21,7 @@ pub(super) fn all(spec: &PodSpec, target: &Target<'_>, server: &str) -> Vec<Stri
     let own = [
         cut_off(spec, target),
         short_grace(spec),
+        short_hook(spec, server),
         endless(spec, target, server),
         twice(spec, target),
     ];
@@ -71,6 +72,22 @@ fn short_grace(spec: &PodSpec) -> Option<String> {
     Some(format!(
         "spec.terminationGracePeriodSeconds: {grace} cuts off calls in flight, which get {DRAIN_SECONDS} s to end: write {SHORT_GRACE} or more"
     ))
+}
+
+/// A hook of the server's own, in the place of ours: it ends while calls come in, or
+/// nobody can tell how long it lasts.
+fn short_hook(spec: &PodSpec, server: &str) -> Option<String> {
+    let mut containers = spec.containers.iter().enumerate();
+    let (index, container) = containers.find(|(_, container)| container.name == server)?;
+    let hook = container.lifecycle.as_ref()?.pre_stop.as_ref()?;
+    let lasts = hook.sleep.as_ref().map(|sleep| sleep.seconds);
+    let ours = outlive_intake(spec).and_then(|hook| hook.sleep);
+    let ours = ours.map(|sleep| sleep.seconds);
+    (lasts < ours.or(Some(DRAIN_SECONDS))).then(|| {
+        format!(
+            "spec.containers[{index}].lifecycle.preStop: the server has to outlive calls in flight, which get {DRAIN_SECONDS} s to end: let it last as long, or remove it"
+        )
+    })
 }
 
 /// The shim waits for calls until it is told to end.

@@ -48,7 +48,7 @@ fn what_makes_a_pod_anew_depends_on_who_made_it() {
         ),
         (json!({}), "delete Pod p and create it again"),
     ] {
-        assert_eq!(Bare::of(&pod("p", metadata, json!([]))).remedy, remedy);
+        assert_eq!(Stale::of(&pod("p", metadata, json!([]))).remedy, remedy);
     }
 }
 
@@ -67,13 +67,34 @@ fn pods_with_the_sidecar_are_counted_and_those_without_are_named() {
         pod("c", ending, json!([])),
         finished,
     ];
-    let found = Bare {
+    let found = Stale {
         pod: "0".to_owned(),
         remedy: String::new(),
     };
-    let pods = Pods::new(&watched.map(Arc::new), vec![found]);
+    let spec = serde_json::from_value(json!({"transport": {"type": "StreamableHttp"}}));
+    let watched = watched.map(Arc::new);
+    let pods = Pods::new(&watched, &spec.unwrap(), vec![found]);
     let names: Vec<_> = pods.missing.iter().map(|bare| bare.pod.as_str()).collect();
     assert_eq!((pods.injected, &names[..]), (1, &["0", "b"][..]));
+    assert_eq!(injected(&watched), 1);
+    // It was started without an --upstream.
+    let names: Vec<_> = pods.outdated.iter().map(|it| it.pod.as_str()).collect();
+    assert_eq!(names, ["a"]);
+}
+
+#[test]
+fn where_the_annotation_is_a_label_a_restart_does_not_help() {
+    let label = json!({"labels": {"toolward.dev/server": "orders"}});
+    let remedy = |pod| Stale::labelled(&pod).remedy;
+    let said = remedy(pod("p", label.clone(), json!([])));
+    assert!(
+        said.starts_with("write toolward.dev/server: orders as an annotation"),
+        "{said}"
+    );
+    let mut both = label;
+    both["annotations"] = json!({"toolward.dev/server": "orders"});
+    let said = remedy(pod("p", both, json!([])));
+    assert_eq!(said, "delete Pod p and create it again");
 }
 
 #[test]
@@ -101,7 +122,7 @@ fn a_pod_asks_by_its_annotation_until_it_ends() {
 #[test]
 fn what_differs_from_the_last_look_is_news() {
     let missing = Missing::default();
-    let bare = |name: &str| Bare {
+    let bare = |name: &str| Stale {
         pod: name.to_owned(),
         remedy: String::new(),
     };

@@ -2,7 +2,7 @@
 
 use super::server::pods;
 use crate::{
-    injection,
+    injection::{self, Stale},
     names::{INJECTION_LABEL, SERVER_ANNOTATION},
 };
 
@@ -13,23 +13,42 @@ const NAMED: usize = 3;
 /// all have it.
 pub fn missing(seen: &injection::Pods) -> Option<String> {
     let first = seen.missing.first()?;
-    let names = seen.missing.iter().take(NAMED).map(|bare| &*bare.pod);
-    let names: Vec<_> = names.collect();
-    let more = match seen.missing.len() > NAMED {
-        true => ", …",
-        false => "",
-    };
-    let number = seen.missing.len();
-    let ask = match number {
+    let ask = match seen.missing.len() {
         1 => "asks for the sidecar and does not have it",
         _ => "ask for the sidecar and do not have it",
     };
     Some(format!(
-        "{} {ask} ({}{more}). The webhook sees pods when they are made, in namespaces with the label {INJECTION_LABEL}: enabled. Restart the pods: {}",
-        pods(number),
-        names.join(", "),
+        "{} {ask} ({}). The webhook sees pods when they are made, in namespaces with the label {INJECTION_LABEL}: enabled. Restart the pods: {}",
+        pods(seen.missing.len()),
+        named(&seen.missing),
         first.remedy
     ))
+}
+
+/// Which pods have the sidecar of an earlier spec, and what to do; none where all
+/// have that of the present one.
+pub fn outdated(seen: &injection::Pods) -> Option<String> {
+    let first = seen.outdated.first()?;
+    let has = match seen.outdated.len() {
+        1 => "has",
+        _ => "have",
+    };
+    Some(format!(
+        "{} {has} the sidecar of an earlier spec ({}). Rules and limits reach it while it runs, all else when the pod is made. Restart the pods: {}",
+        pods(seen.outdated.len()),
+        named(&seen.outdated),
+        first.remedy
+    ))
+}
+
+fn named(stale: &[Stale]) -> String {
+    let names = stale.iter().take(NAMED).map(|stale| &*stale.pod);
+    let names: Vec<_> = names.collect();
+    let more = match stale.len() > NAMED {
+        true => ", …",
+        false => "",
+    };
+    format!("{}{more}", names.join(", "))
 }
 
 /// What to do where no pod has the sidecar, and none asks for it.

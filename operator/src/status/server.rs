@@ -1,6 +1,6 @@
 //! The status of an `McpServer`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crds::{
     BundleStatus, ConditionStatus, ConditionType, InjectionStatus, McpServerStatus, Reason,
@@ -200,10 +200,11 @@ fn ready(seen: &Seen<'_>) -> Verdict {
     let is_old = |pod: &Pod| {
         report(seen, pod).is_some_and(|report| report.upstream.state == UpstreamState::Starting)
     };
-    let serving = live
-        .iter()
-        .filter(|pod| is_ready(pod) && !is_old(pod) && failed(pod).is_none())
-        .count();
+    let outdated = seen.injection.map(outdated_names).unwrap_or_default();
+    let is_outdated = |pod: &Pod| outdated.contains(pod.name_any().as_str());
+    let serves =
+        |pod: &Pod| is_ready(pod) && !is_old(pod) && !is_outdated(pod) && failed(pod).is_none();
+    let serving = live.iter().filter(|pod| serves(pod)).count();
     let trouble = live
         .iter()
         .find_map(|pod| trouble(pod))
@@ -215,6 +216,7 @@ fn ready(seen: &Seen<'_>) -> Verdict {
         let trouble = trouble.map(|trouble| trouble.message);
         let more = trouble.or_else(|| waiting(seen, &live));
         let more = more.or_else(|| injected::missing(seen.injection?));
+        let more = more.or_else(|| injected::outdated(seen.injection?));
         let more = more.map(|more| format!("; but {more}"));
         let message = format!(
             "{serving} of {} serving{}.",
@@ -232,12 +234,20 @@ fn ready(seen: &Seen<'_>) -> Verdict {
     if let Some(Trouble { reason, message }) = trouble {
         return Verdict::no(reason, capital(&message));
     }
-    match seen.injection.and_then(injected::missing) {
-        Some(missing) if live.is_empty() => {
-            Verdict::no(Reason::SidecarMissing, capital(&format!("{missing}.")))
+    if live.iter().all(|pod| is_outdated(pod)) {
+        // There are none, or there is nothing to wait for.
+        if let Some(outdated) = seen.injection.and_then(injected::outdated) {
+            return Verdict::no(Reason::SidecarOutdated, capital(&format!("{outdated}.")));
         }
-        _ => Verdict::no(Reason::Starting, starting(seen, &live)),
+        if let Some(missing) = seen.injection.and_then(injected::missing) {
+            return Verdict::no(Reason::SidecarMissing, capital(&format!("{missing}.")));
+        }
     }
+    Verdict::no(Reason::Starting, starting(seen, &live))
+}
+
+fn outdated_names(pods: &injection::Pods) -> BTreeSet<&str> {
+    pods.outdated.iter().map(|stale| &*stale.pod).collect()
 }
 
 fn starting(seen: &Seen<'_>, live: &[&Pod]) -> String {
@@ -346,6 +356,9 @@ fn replica_failure(deployment: &Deployment) -> Option<Trouble> {
 fn enforced(seen: &Seen<'_>) -> Verdict {
     if let Some(missing) = seen.injection.and_then(injected::missing) {
         return Verdict::no(Reason::SidecarMissing, capital(&format!("{missing}.")));
+    }
+    if let Some(outdated) = seen.injection.and_then(injected::outdated) {
+        return Verdict::no(Reason::SidecarOutdated, capital(&format!("{outdated}.")));
     }
     let injected = seen.injection.map(|pods| count(pods.injected));
     let deployed = seen.deployment.map(desired_replicas);

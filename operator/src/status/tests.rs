@@ -150,14 +150,19 @@ fn app_pod(index: u8, ready: bool, injected: bool) -> Pod {
     pod
 }
 
-fn lacking(names: &[&str], injected: usize) -> injection::Pods {
-    let bare = |name: &&str| injection::Bare {
+fn stale(names: &[&str]) -> Vec<injection::Stale> {
+    let stale = |name: &&str| injection::Stale {
         pod: (*name).to_owned(),
         remedy: "`kubectl rollout restart --namespace shop deployment/orders`".to_owned(),
     };
+    names.iter().map(stale).collect()
+}
+
+fn lacking(names: &[&str], injected: usize) -> injection::Pods {
     injection::Pods {
         injected,
-        missing: names.iter().map(bare).collect(),
+        outdated: Vec::new(),
+        missing: stale(names),
     }
 }
 
@@ -343,6 +348,39 @@ fn ready_without_pods() {
             says,
         );
     }
+}
+
+#[test]
+fn pods_with_the_sidecar_of_an_earlier_spec_do_not_count_as_serving() {
+    use ConditionType::{Enforced, Ready};
+    let serving = sights(vec![report(WANTED, UpstreamState::Serving)]);
+    let two = [app_pod(0, true, true), app_pod(1, true, true)];
+    let of = |outdated: &[&str]| injection::Pods {
+        injected: 2,
+        outdated: stale(outdated),
+        missing: Vec::new(),
+    };
+    let restart = "Restart the pods: `kubectl rollout restart --namespace shop deployment/orders`.";
+    let one = "1 pod has the sidecar of an earlier spec (p0)";
+    let both = "2 pods have the sidecar of an earlier spec (p0, p1)";
+    for (outdated, type_, expected, says) in [
+        (&["p0", "p1"][..], Ready, "False/SidecarOutdated", both),
+        (&["p0", "p1"], Ready, "False/SidecarOutdated", restart),
+        (&["p0", "p1"], Enforced, "False/SidecarOutdated", both),
+        (&["p0"], Ready, "True/Serving", "1 of 2 pods serving; but 1"),
+        (&["p0"], Ready, "True/Serving", one),
+        (&["p0"], Enforced, "False/SidecarOutdated", restart),
+        (&[], Ready, "True/Serving", "2 of 2 pods serving."),
+        (&[], Enforced, "True/Enforced", ""),
+    ] {
+        let of = of(outdated);
+        check(&seen_injected(&of, &two, &serving), type_, expected, says);
+    }
+    // The new one has not started yet.
+    let rolls = [app_pod(0, true, true), app_pod(1, false, true)];
+    let of = of(&["p0"]);
+    let seen = seen_injected(&of, &rolls, &serving);
+    check(&seen, Ready, "False/Starting", "Waiting for");
 }
 
 #[test]

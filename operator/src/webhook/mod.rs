@@ -9,7 +9,7 @@
 //! - What changes but the answer happens off its path, and not in a dry run.
 
 mod objects;
-mod patch;
+pub(crate) mod patch;
 mod pods;
 mod review;
 mod serve;

@@ -249,7 +249,7 @@ impl Identity {
 
     /// Whether what is asserted can be checked, where the server is to be told. A
     /// sidecar that was started before that was asked for has no key: it serves as
-    /// before, asserts nothing, and is about to be replaced.
+    /// before, asserts nothing, and has to be replaced.
     pub fn is_ready(&self, bundle: &Bundle) -> bool {
         !bundle.identity || self.key.is_none() || self.published.load(Ordering::Acquire)
     }

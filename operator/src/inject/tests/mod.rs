@@ -7,6 +7,8 @@ mod security;
 use crds::{Document, McpServer};
 use serde_json::json;
 
+use k8s_openapi::api::core::v1::Lifecycle;
+
 use super::*;
 
 const SERVERS: [(&str, &str); 5] = [
@@ -183,6 +185,168 @@ spec:
             format!("spec.containers[2].{mighty}"),
         ]
     );
+}
+
+#[test]
+fn a_hook_of_the_servers_own_has_to_outlive_calls() {
+    let warned = |hook: Option<&str>, grace: i64| {
+        let mut before = plain();
+        let spec = before.spec.as_mut().unwrap();
+        spec.termination_grace_period_seconds = Some(grace);
+        spec.containers[0].lifecycle = hook.map(|hook| Lifecycle {
+            pre_stop: serde_yaml::from_str(hook).unwrap(),
+            ..Lifecycle::default()
+        });
+        let once = injected(&before, &server("http")).unwrap();
+        assert_eq!(injected(&once.pod, &server("http")).unwrap(), once);
+        once.warnings
+    };
+    let warning = "spec.containers[0].lifecycle.preStop: the server has to outlive calls in flight, which get 15 s to end: let it last as long, or remove it";
+    for hook in ["sleep: {seconds: 5}", "exec: {command: [sleep, '30']}"] {
+        assert_eq!(warned(Some(hook), 30), [warning], "{hook}");
+    }
+    for hook in [
+        None,
+        Some("sleep: {seconds: 15}"),
+        Some("sleep: {seconds: 20}"),
+    ] {
+        assert_eq!(warned(hook, 30), [""; 0], "{hook:?}");
+    }
+    // The pod's time is short, which is told once.
+    for hook in [None, Some("sleep: {seconds: 9}")] {
+        let warnings = warned(hook, 10);
+        assert!(
+            warnings.len() == 1 && warnings[0].contains("write 20"),
+            "{warnings:?}"
+        );
+    }
+}
+
+/// Those of some meshes do.
+#[test]
+fn a_container_that_others_put_first_is_not_taken_for_a_stdio_server() {
+    let proxy = |command: Option<Vec<String>>| Container {
+        name: "proxy".to_owned(),
+        command,
+        ..Container::default()
+    };
+    let stdio = server("stdio");
+    let before = plain();
+    let mut once = injected(&before, &stdio).unwrap().pod;
+    let mut first = before.clone();
+    for command in [None, Some(vec!["/proxy".to_owned()])] {
+        // After ours: the server stays the one that has the shim.
+        let spec = once.spec.as_mut().unwrap();
+        spec.containers.insert(0, proxy(command));
+        let twice = injected(&once, &stdio).unwrap();
+        let containers = twice.pod.spec.unwrap().containers;
+        let spec = once.spec.as_mut().unwrap();
+        assert_eq!(containers[1..], spec.containers[1..]);
+        assert_eq!(containers[0].command, spec.containers[0].command);
+        spec.containers.remove(0);
+    }
+    // Before ours: it is told how the server is named.
+    first
+        .spec
+        .as_mut()
+        .unwrap()
+        .containers
+        .insert(0, proxy(None));
+    let said = injected(&first, &stdio).unwrap_err()[0].to_string();
+    assert!(
+        said.contains(r#""proxy", by the annotation toolward.dev/container"#),
+        "{said}"
+    );
+    let annotations = first.metadata.annotations.as_mut().unwrap();
+    annotations.insert(
+        crate::names::CONTAINER_ANNOTATION.to_owned(),
+        "web".to_owned(),
+    );
+    assert!(injected(&first, &stdio).is_ok());
+}
+
+#[test]
+fn who_asks_another_host_does_not_ask_the_server() {
+    let before = pod("
+apiVersion: v1
+kind: Pod
+metadata: {annotations: {toolward.dev/server: orders}}
+spec:
+  containers:
+    - name: web
+      image: i
+      livenessProbe: {tcpSocket: {port: 8080, host: orders.internal}}
+      readinessProbe: {httpGet: {port: 8080, host: 10.1.2.3}}
+      lifecycle: {postStart: {httpGet: {port: 8080, host: registry.internal}}}
+");
+    let after = injected(&before, &server("http")).unwrap().pod;
+    let (before, after) = (before.spec.unwrap(), after.spec.unwrap());
+    let probes = |spec: &PodSpec| {
+        let web = &spec.containers[0];
+        let hook = web.lifecycle.as_ref().unwrap().post_start.clone();
+        (
+            web.liveness_probe.clone(),
+            web.readiness_probe.clone(),
+            hook,
+        )
+    };
+    assert_eq!(probes(&after), probes(&before));
+}
+
+#[test]
+fn a_pod_is_current_until_the_spec_asks_for_another_sidecar() {
+    let server = |spec: &str| {
+        let mut server = server("http");
+        server.spec = serde_yaml::from_str(spec).unwrap();
+        server
+    };
+    let base = "{transport: {type: StreamableHttp}, injected: {}}";
+    let is_current = |made: &str, now: &str| {
+        let pod = injected(&plain(), &server(made)).unwrap().pod;
+        super::is_current(&pod, &server(now).spec)
+    };
+    let issuers = |secret: &str| {
+        format!(
+            "{{transport: {{type: StreamableHttp}}, injected: {{}}, authentication: {{audience: orders, issuers: [{{name: acme, issuer: 'https://idp.example.com', caSecretRef: {{name: {secret}, key: ca.crt}}}}]}}}}"
+        )
+    };
+    let (ours, others) = (issuers("ours"), issuers("others"));
+    let all = [
+        base,
+        "{transport: {type: StreamableHttp, http: {port: 8081}}, injected: {}}",
+        "{transport: {type: StreamableHttp, http: {path: /other}}, injected: {}}",
+        "{transport: {type: StreamableHttp}, injected: {}, tls: {secretName: pair}}",
+        "{transport: {type: StreamableHttp}, injected: {}, tls: {secretName: other}}",
+        "{transport: {type: StreamableHttp}, injected: {}, identity: {}}",
+        "{transport: {type: StreamableHttp}, injected: {}, upstreamCredential: {secretRef: {name: a, key: b}, header: X-Key}}",
+        "{transport: {type: StreamableHttp}, injected: {}, upstreamCredential: {secretRef: {name: a, key: c}, header: X-Key}}",
+        "{transport: {type: StreamableHttp}, injected: {}, upstreamCredential: {secretRef: {name: a, key: b}, header: X-Other}}",
+        "{transport: {type: Stdio}, injected: {}}",
+        "{transport: {type: Stdio, stdio: {maxProcesses: 7}}, injected: {}}",
+        "{transport: {type: Stdio, stdio: {idleTimeout: 7m}}, injected: {}}",
+        &ours,
+        &others,
+    ];
+    for made in all {
+        for now in all {
+            assert_eq!(is_current(made, now), made == now, "{made} {now}");
+        }
+    }
+    // What reaches it in the bundle, and what another release may have changed.
+    assert!(is_current(
+        base,
+        "{transport: {type: StreamableHttp}, injected: {ports: [9090]}}"
+    ));
+    let mut old = injected(&plain(), &server(base)).unwrap().pod;
+    let init = old.spec.as_mut().unwrap().init_containers.as_mut().unwrap();
+    init[0].image = Some("registry.example/sidecar:0".to_owned());
+    init[0]
+        .args
+        .as_mut()
+        .unwrap()
+        .extend(["--older".to_owned(), "flag".to_owned()]);
+    assert!(super::is_current(&old, &server(base).spec));
+    assert!(!super::is_current(&plain(), &server(base).spec));
 }
 
 #[test]

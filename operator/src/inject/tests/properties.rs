@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::inject::testing;
+use crate::{inject::testing, webhook};
 
 static SERVERS: LazyLock<Vec<McpServer>> = LazyLock::new(|| testing::servers().unwrap());
 /// Where a built-in plugin mounts a token into every container.
@@ -217,18 +217,38 @@ fn is_patched(before: &Pod, after: &Pod) {
         serde_json::to_value(before).unwrap(),
         serde_json::to_value(after).unwrap(),
     );
-    let patch = json_patch::diff(&from, &to);
+    let patch = webhook::patch::between(from.clone(), &to);
     let later = json!({"of": ["a later version"]});
     let mut document = from;
-    for place in ["/spec", "/spec/containers/0", "/metadata"] {
+    for place in ["/spec", "/metadata"] {
         document.pointer_mut(place).unwrap()["later"] = later.clone();
     }
-    json_patch::patch(&mut document, &patch.0).unwrap();
-    for place in ["/spec", "/spec/containers/0", "/metadata"] {
-        let object = document.pointer_mut(place).and_then(Value::as_object_mut);
-        assert_eq!(object.unwrap().remove("later"), Some(later.clone()));
+    let mut there = Vec::new();
+    for item in items(&mut document) {
+        item["later"] = later.clone();
+        there.push(item["name"].clone());
     }
+    json_patch::patch(&mut document, &patch.0).unwrap();
+    let remove = |object: &mut Value| object.as_object_mut().unwrap().remove("later");
+    for place in ["/spec", "/metadata"] {
+        let object = document.pointer_mut(place).unwrap();
+        assert_eq!(remove(object), Some(later.clone()));
+    }
+    let kept = items(&mut document).filter_map(|item| {
+        let kept = remove(item)?;
+        assert_eq!(kept, later);
+        Some(item["name"].clone())
+    });
+    assert_eq!(kept.collect::<Vec<_>>(), there);
     assert_eq!(document, to);
+}
+
+/// Containers and volumes of a pod.
+fn items(pod: &mut Value) -> impl Iterator<Item = &mut Value> {
+    let spec = pod["spec"].as_object_mut().unwrap().iter_mut();
+    let lists = spec
+        .filter(|(field, _)| ["containers", "initContainers", "volumes"].contains(&field.as_str()));
+    lists.flat_map(|(_, list)| list.as_array_mut().unwrap())
 }
 
 /// Between two calls, built-in plugins and other webhooks change the pod.
@@ -262,6 +282,8 @@ fn is_stable(once: &Pod, server: &McpServer) {
         let one = || Quantity("1".to_owned());
         limits.entry("cpu".to_owned()).or_insert_with(one);
     }
+    // The proxy of a mesh, where no annotation says which container is the server's.
+    spec.containers.insert(0, container("proxy"));
     let twice = injected(&changed, server).unwrap();
     assert_eq!(injected(&twice.pod, server).unwrap(), twice);
     // The sidecar is as it was, but for what the plugins insist on.
