@@ -14,7 +14,7 @@ use crate::mcp::{Endpoint, Mcp};
 use crate::release::{self, CHART, install_args, token};
 use crate::statements::{self as promise, Caller, FORBIDDEN};
 use crate::transcript::{Transcript, line};
-use crate::wait::wait_for;
+use crate::wait::{PATIENT, wait_for};
 
 /// The examples, in the order in which they are applied.
 pub const EXAMPLES: [&str; 3] = [
@@ -85,15 +85,7 @@ async fn apply_examples(out: &mut Transcript, cluster: &Cluster) -> Result<()> {
     out.kubectl(cluster, &apply).await?;
     for condition in ["Programmed", "Ready"] {
         let wait = format!("--for=condition={condition}");
-        let args = [
-            "wait",
-            "mcps",
-            "--all",
-            "-n",
-            NAMESPACE,
-            &wait,
-            "--timeout=3m",
-        ];
+        let args = ["wait", "mcps", "--all", "-n", NAMESPACE, &wait, PATIENT];
         if let Err(error) = out.kubectl(cluster, &args).await {
             let state = diagnose::namespace(cluster, NAMESPACE).await;
             return Err(error).context(state);

@@ -37,4 +37,4 @@ pub mod wait;
 pub use harness::Cluster;
 pub use images::Image;
 pub use mcp::{Endpoint, Mcp, mcp_connect, message, post};
-pub use wait::wait_for;
+pub use wait::{PATIENCE, PATIENT, wait_for};

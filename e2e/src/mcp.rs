@@ -3,7 +3,6 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use http::Uri;
@@ -18,9 +17,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::harness::Cluster;
-use crate::wait::wait_for;
-
-const REACHABLE: Duration = Duration::from_secs(60);
+use crate::wait::{PATIENCE, wait_for};
 
 /// A connected MCP client: `list_all_tools`, `call_tool` and so on; `cancel`
 /// ends the session.
@@ -103,7 +100,7 @@ impl Endpoint {
         };
         let port = uri.port_u16().unwrap_or(default);
         // A new Service takes a moment to be known, and another to answer.
-        let address = wait_for(&format!("{full} to answer"), REACHABLE, || async {
+        let address = wait_for(&format!("{full} to answer"), PATIENCE, || async {
             let address = SocketAddr::from((cluster.resolve(&full).await?, port));
             TcpStream::connect(address).await?;
             Ok(address)

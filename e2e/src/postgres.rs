@@ -6,18 +6,16 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, getuid, kill_process};
 
 use crate::sh::{self, command, run};
 use crate::tools;
-use crate::wait::wait_for;
+use crate::wait::{PATIENCE, wait_for};
 
 /// Where Debian has its programs.
 const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
-const START: Duration = Duration::from_secs(120);
 /// The name of the superuser, and of a database that is always there.
 pub const SUPERUSER: &str = "postgres";
 
@@ -64,7 +62,7 @@ impl Postgres {
         let server = server.context("cannot start PostgreSQL")?;
         let postgres = Self { folder, server };
         let answers = || async { postgres.query(SUPERUSER, SUPERUSER, "SELECT 1") };
-        wait_for("PostgreSQL", START, answers)
+        wait_for("PostgreSQL", PATIENCE, answers)
             .await
             .with_context(|| sh::tail(&postgres.folder.join("log"), 20))?;
         Ok(postgres)

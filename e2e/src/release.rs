@@ -1,13 +1,11 @@
 //! Toolward on the cluster: the chart, installed with the images of this
 //! checkout, and tokens of service accounts.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use crate::harness::Cluster;
-use crate::wait::wait_for;
+use crate::wait::{PATIENCE, PATIENT, wait_for};
 
 /// The Helm release.
 pub const RELEASE: &str = "toolward";
@@ -34,7 +32,7 @@ pub const DEV_IMAGES: [&str; 4] = [
 pub fn install_args<'a>(chart: &'a str, values: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec!["upgrade", "--install", RELEASE, chart];
     args.extend(["--namespace", NAMESPACE, "--create-namespace"]);
-    args.extend(["--wait", "--timeout", "3m"]);
+    args.extend(["--wait", PATIENT]);
     for value in DEV_IMAGES.iter().chain(values) {
         args.extend(["--set", value]);
     }
@@ -62,15 +60,11 @@ pub async fn admits(cluster: &Cluster) -> Result<()> {
     })
     .to_string();
     let apply = ["apply", "--dry-run=server", "-f", "-"];
-    wait_for(
-        "the webhook to answer",
-        Duration::from_secs(120),
-        || async {
-            let leaving = cluster.kubectl(&pods).await?;
-            ensure!(leaving.is_empty(), "operators leave since {leaving}");
-            cluster.kubectl_stdin(&apply, &server).await.map(drop)
-        },
-    )
+    wait_for("the webhook to answer", PATIENCE, || async {
+        let leaving = cluster.kubectl(&pods).await?;
+        ensure!(leaving.is_empty(), "operators leave since {leaving}");
+        cluster.kubectl_stdin(&apply, &server).await.map(drop)
+    })
     .await
 }
 

@@ -289,7 +289,7 @@ pub async fn change<T>(
     let what = if shown { "shown" } else { "hidden" };
     wait_for(
         &format!("{tool} to be {what} after the edit"),
-        Duration::from_secs(40),
+        Duration::from_secs(55),
         || async {
             let tools = mcp::tools(mcp).await?;
             ensure!(

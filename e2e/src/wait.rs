@@ -5,6 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
+/// Longer than anything takes, on a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+/// The same, for kubectl.
+pub const PATIENT: &str = "--timeout=5m";
+
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// After a check that took long, such as a run of kubectl: what is waited for needs

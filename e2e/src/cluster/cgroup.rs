@@ -9,6 +9,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::sh;
 
+/// As much as ten threads outside: the pods together would otherwise weigh as much as
+/// one, beside the node's programs and the tests.
+const SHARES: (&str, &str) = ("cpu.shares", "10240");
+const WEIGHT: (&str, &str) = ("cpu.weight", "1000");
 const MOUNT: &str = "/sys/fs/cgroup";
 const CONTROLLERS: &[&str] = &["cpuset", "cpu", "io", "memory", "pids", "hugetlb"];
 
@@ -75,6 +79,15 @@ fn create_v1(hierarchy: &Path, cgroup: &Path) -> Result<()> {
             fs::write(cgroup.join(file), fs::read(hierarchy.join(file))?)?;
         }
     }
+    weigh(cgroup, SHARES)
+}
+
+/// Where the hierarchy has processors.
+fn weigh(cgroup: &Path, (file, weight): (&str, &str)) -> Result<()> {
+    let file = cgroup.join(file);
+    if file.is_file() {
+        fs::write(&file, weight).with_context(|| format!("cannot write {}", file.display()))?;
+    }
     Ok(())
 }
 
@@ -82,6 +95,7 @@ fn create_v2(root: &Path, name: &str) -> Result<()> {
     let cgroup = root.join(name);
     enable_controllers(root)?;
     sh::create_dir(&cgroup)?;
+    weigh(&cgroup, WEIGHT)?;
     enable_controllers(&cgroup)
 }
 

@@ -184,7 +184,7 @@ fn first_child(state: &State, launcher: Process) -> Result<Process> {
 }
 
 fn poll<T>(state: &State, what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(found) = look() {
             return Ok(found);

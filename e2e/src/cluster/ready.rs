@@ -11,9 +11,7 @@ use super::dns;
 use super::plan::Plan;
 use super::state::State;
 use crate::sh::{self, command, run, say};
-use crate::wait::wait_for;
-
-const TIMEOUT: Duration = Duration::from_secs(120);
+use crate::wait::{PATIENCE, wait_for};
 
 /// containerd takes calls.
 pub async fn containerd(state: &State) -> Result<()> {
@@ -106,7 +104,7 @@ where
 {
     say(format!("waiting for {what}"));
     let result = tokio::select! {
-        result = wait_for(what, TIMEOUT, check) => result,
+        result = wait_for(what, PATIENCE, check) => result,
         () = node_ended(state) => Err(anyhow!("the node ended while waiting for {what}")),
     };
     result.map_err(|error| {

@@ -4,10 +4,10 @@
 use anyhow::{Context, Result, bail, ensure};
 use e2e::mcp::{self, Called};
 use e2e::statements::{self as promise, Caller};
-use e2e::{Image, wait_for};
+use e2e::{Image, PATIENCE, wait_for};
 use serde_json::{Value, json};
 
-use crate::suite::{self, PATIENCE, Scope, allow, beside, stdio};
+use crate::suite::{self, Scope, allow, beside, stdio};
 
 const SERVER: &str = "orders";
 /// A service account of the test's namespace that runs a pod, and that pod.

@@ -29,5 +29,8 @@ const server = require('node:http').createServer(async (request, response) => {
   if (tool === 'finish') response.on('finish', () => setTimeout(() => process.exit(0), 1000));
   return tool === 'wait' ? setTimeout(send, 200) : send();
 }).listen(8080, '127.0.0.1');
+// A process that gets no processor for 5 s, the default, would close connections
+// before it looks at what has come on them.
+server.keepAliveTimeout = 60000;
 
 process.on('SIGTERM', () => server.close(() => process.exit(0)));

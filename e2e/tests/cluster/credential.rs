@@ -6,10 +6,10 @@ use std::cell::Cell;
 use anyhow::{Context, Result, bail, ensure};
 use e2e::mcp::{self, Called, initialize};
 use e2e::statements::Caller;
-use e2e::{Mcp, sh, wait_for};
+use e2e::{Mcp, PATIENCE, sh, wait_for};
 use serde_json::{Value, json};
 
-use crate::suite::{PATIENCE, Scope, allow, beside, server};
+use crate::suite::{Scope, allow, beside, server};
 use crate::tls::{nudge, pods};
 
 const SERVER: &str = "backed";

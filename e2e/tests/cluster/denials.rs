@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use crds::Reason;
 use e2e::statements as promise;
+use e2e::{PATIENCE, PATIENT, wait_for};
 use serde_json::json;
 
 use crate::suite::{ACCEPTED, IN_FORCE, Scope, allow, beside, not_ready, refused, server, stdio};
@@ -13,7 +14,7 @@ pub async fn refuses(scope: &Scope, server: &str, reason: Reason) -> Result<()> 
     scope.server_says(server, IN_FORCE).await?;
     let deployment = format!("deployment/{server}");
     scope
-        .kubectl(&["rollout", "status", &deployment, "--timeout=2m"])
+        .kubectl(&["rollout", "status", &deployment, PATIENT])
         .await?;
     denies_all(scope, server).await
 }
@@ -31,10 +32,14 @@ async fn denies_all(scope: &Scope, server: &str) -> Result<()> {
 
 /// Connects to a server and uses it once.
 pub async fn answers(scope: &Scope, server: &str) -> Result<()> {
-    let mcp = scope.caller(server).await?.connect().await?;
-    promise::permitted(&mcp).await?.check()?;
-    mcp.cancel().await?;
-    Ok(())
+    let caller = scope.caller(server).await?;
+    wait_for(&format!("{server} to answer"), PATIENCE, || async {
+        let mcp = caller.connect().await?;
+        promise::permitted(&mcp).await?.check()?;
+        mcp.cancel().await?;
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]

@@ -4,8 +4,8 @@ use anyhow::{Result, ensure};
 use crds::Reason;
 use serde_json::json;
 
-use crate::suite::{PATIENCE, Scope, beside, not_ready, refused, server, stdio};
-use e2e::wait_for;
+use crate::suite::{Scope, beside, not_ready, refused, server, stdio};
+use e2e::{PATIENCE, wait_for};
 
 const CRASH: [&str; 3] = [
     "node",

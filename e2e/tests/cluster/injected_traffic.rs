@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::mcp::{Endpoint, message};
-use e2e::{release, wait_for};
+use e2e::{PATIENCE, PATIENT, release, wait_for};
 use futures::future::try_join_all;
 use http::StatusCode;
 use k8s_openapi::api::core::v1::Pod;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::injection::{container, counts, injected, template, workload};
 use crate::operator::{kill, operators};
-use crate::suite::{PATIENCE, Scope, allow, alone, opted_in};
+use crate::suite::{Scope, allow, alone, opted_in};
 
 const SERVER: &str = "busy";
 const REPLICAS: usize = 2;
@@ -101,11 +101,31 @@ async fn disturbances(scope: &Scope) -> Result<()> {
     gone(scope, &before).await?;
     let pods = api(scope);
     for pod in names(scope).await? {
+        all_ready(scope).await?;
         pods.evict(&pod, &EvictParams::default()).await?;
         gone(scope, std::slice::from_ref(&pod)).await?;
-        rolled_out(scope, SERVER).await?;
     }
-    Ok(())
+    all_ready(scope).await
+}
+
+/// Waits until as many pods are ready as there should be: who takes one away now
+/// leaves others.
+async fn all_ready(scope: &Scope) -> Result<()> {
+    let params = ListParams::default().labels(&format!("toolward.dev/server={SERVER}"));
+    wait_for("all pods to be ready", PATIENCE, || async {
+        let pods = api(scope).list(&params).await?;
+        let ready = pods.iter().filter(|pod| is_ready(pod)).count();
+        ensure!(ready == REPLICAS, "ready: {ready}");
+        Ok(())
+    })
+    .await
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| &status.conditions);
+    let mut conditions = conditions.flatten();
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions.any(|it| it.type_ == "Ready" && it.status == "True")
 }
 
 fn api(scope: &Scope) -> Api<Pod> {
@@ -133,7 +153,7 @@ async fn gone(scope: &Scope, pods: &[String]) -> Result<()> {
 
 async fn rolled_out(scope: &Scope, deployment: &str) -> Result<()> {
     let deployment = format!("deployment/{deployment}");
-    let args = ["rollout", "status", &deployment, "--timeout=4m"];
+    let args = ["rollout", "status", &deployment, PATIENT];
     scope.kubectl(&args).await.map(drop)
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use crds::{Condition, ConditionStatus, ConditionType, InjectionStatus, Reason};
 use e2e::mcp::{self, Called, Endpoint};
 use e2e::statements::{self as promise, Caller};
-use e2e::{Image, release, wait_for};
+use e2e::{Image, PATIENCE, PATIENT, release, wait_for};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::PostParams};
@@ -14,13 +14,15 @@ use operator::inject::{has_sidecar, testing};
 use serde_json::{Value, json};
 
 use crate::denials::answers;
-use crate::suite::{PATIENCE, Scope, Verdict, allow, beside, not_ready, number, opted_in};
+use crate::suite::{INJECTION, Scope, Verdict, allow, beside, not_ready, number, opted_in};
 use crate::webhook::answered;
 
 /// Pods that the API server is asked about; `TOOLWARD_PODS` names another number.
 const GENERATED: u64 = 500;
 /// No more: they would wait for the processors and not for the webhook.
 const AT_ONCE: usize = 2;
+/// Where containers have the token of their pod's account.
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io";
 const UNGUARDED: Verdict = (
     ConditionType::Enforced,
     ConditionStatus::False,
@@ -141,8 +143,13 @@ async fn every_kind_of_workload_gets_the_sidecar() -> Result<()> {
     .await
 }
 
-/// The server's container is not the first one any more, and an annotation names it.
+/// The server's container is not the first one any more, and an annotation names it;
+/// the pod sets users and groups for all.
 fn second(template: &mut Value) {
+    template["spec"]["securityContext"] = json!({
+        "runAsUser": 12_345, "runAsGroup": 12_345, "fsGroup": 23_456,
+        "supplementalGroups": [34_567],
+    });
     let mut other = container(&["node", "-e", "setInterval(() => {}, 1000000)"]);
     other["name"] = "other".into();
     template["metadata"]["annotations"]["toolward.dev/container"] = "app".into();
@@ -187,12 +194,7 @@ async fn a_job_ends_with_its_main_container() -> Result<()> {
             "{said:?}"
         );
         scope
-            .kubectl(&[
-                "wait",
-                "--for=condition=complete",
-                "job/job",
-                "--timeout=2m",
-            ])
+            .kubectl(&["wait", "--for=condition=complete", "job/job", PATIENT])
             .await?;
         counts(scope, "job", 0, 0).await
     })
@@ -227,13 +229,29 @@ async fn pods_that_were_there_before_are_reported_until_they_are_restarted() -> 
             .kubectl(&["rollout", "restart", "deployment/before"])
             .await?;
         scope
-            .kubectl(&["rollout", "status", "deployment/before", "--timeout=4m"])
+            .kubectl(&["rollout", "status", "deployment/before", PATIENT])
             .await?;
         counts(scope, "before", 1, 0).await?;
         scope.serving("before").await?;
-        answers(scope, "before").await
+        answers(scope, "before").await?;
+        a_new_spec_needs_a_restart(scope).await
     })
     .await
+}
+
+/// Pods keep the sidecar that they were made with.
+async fn a_new_spec_needs_a_restart(scope: &Scope) -> Result<()> {
+    let mut asserting = injected("before", "StreamableHttp");
+    asserting["spec"]["identity"] = json!({});
+    scope.apply(&[asserting]).await?;
+    let outdated = not_ready(Reason::SidecarOutdated);
+    let restart = ["kubectl rollout restart", "deployment/before"];
+    says(&scope.server_says("before", outdated).await?, &restart)?;
+    scope
+        .kubectl(&["rollout", "restart", "deployment/before"])
+        .await?;
+    scope.serving("before").await?;
+    answers(scope, "before").await
 }
 
 fn says(condition: &Condition, parts: &[&str]) -> Result<()> {
@@ -344,6 +362,18 @@ async fn bad_input_is_refused_with_what_to_write() -> Result<()> {
         let parts = ["Warning", "8081", "spec.injected.ports"];
         let tells = parts.iter().all(|part| said.contains(part));
         ensure!(taken && tells && !said.contains("8080"), "{said}");
+        // A key that is misspelt, in a pod and in a template.
+        let misspelt = changed(|pod| {
+            let annotations = json!({"toolward.dev/sever": "orders"});
+            pod["metadata"]["annotations"] = annotations;
+        });
+        let template = json!({"metadata": misspelt["metadata"], "spec": misspelt["spec"]});
+        for object in [misspelt, workload("Deployment", "misspelt", template)] {
+            let (said, taken) = scope.tries(&object).await?;
+            let parts = ["Warning", "toolward.dev/sever", "toolward.dev/server"];
+            let tells = parts.iter().all(|part| said.contains(part));
+            ensure!(taken && tells, "{}: {said}", object["kind"]);
+        }
         a_deployment_tells_why_it_has_no_pods(scope).await
     })
     .await
@@ -359,6 +389,44 @@ async fn a_deployment_tells_why_it_has_no_pods(scope: &Scope) -> Result<()> {
         let get = ["get", "deployment", "refused", "-o", field];
         let said = scope.kubectl(&get).await?;
         ensure!(said.contains("there is no McpServer nobody"), "{said:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// One that another webhook changed after ours was asked: it added the annotation, or
+/// took away what ours had put there.
+#[tokio::test]
+async fn a_pod_that_asks_never_comes_without_the_sidecar() -> Result<()> {
+    opted_in("changed", async |scope: &Scope| {
+        scope.apply(&[injected("orders", "StreamableHttp")]).await?;
+        scope.unseen(INJECTION).await?;
+        let sidecar = |label: &'static str| {
+            changed(move |pod| {
+                let mut sidecar = container(&["node", "-e", "0"]);
+                sidecar["name"] = "toolward-sidecar".into();
+                sidecar["restartPolicy"] = "Always".into();
+                pod["spec"]["initContainers"] = json!([sidecar]);
+                pod["metadata"]["labels"]["toolward.dev/server"] = label.into();
+            })
+        };
+        let stopped = changed(|pod| {
+            *pod = sidecar("orders");
+            pod["spec"]["initContainers"][0]["restartPolicy"] = Value::Null;
+        });
+        for pod in [changed(|_| ()), sidecar("invoices"), stopped] {
+            wait_for("the pod to be refused", PATIENCE, || async {
+                let (said, taken) = scope.tries(&pod).await?;
+                ensure!(!taken && said.contains("after Toolward's"), "{said}");
+                Ok(())
+            })
+            .await?;
+        }
+        let plain = changed(|pod| pod["metadata"]["annotations"] = Value::Null);
+        for pod in [sidecar("orders"), plain] {
+            let (said, taken) = scope.tries(&pod).await?;
+            ensure!(taken, "{said}");
+        }
         Ok(())
     })
     .await
@@ -397,8 +465,14 @@ async fn a_deleted_server_denies_until_its_pods_are_gone() -> Result<()> {
         denied(&mcp).await?;
         let fresh = caller.connect().await.context("a session after it")?;
         denied(&fresh).await?;
-        let (said, taken) = scope.tries(&workload("Pod", "late", app)).await?;
-        ensure!(!taken && said.contains("no McpServer left"), "{said}");
+        let late = workload("Pod", "late", app);
+        // Each replica of the operator learns of it by itself.
+        wait_for("new pods to be refused", PATIENCE, || async {
+            let (said, taken) = scope.tries(&late).await?;
+            ensure!(!taken && said.contains("no McpServer left"), "{said}");
+            Ok(())
+        })
+        .await?;
 
         // Made anew, it takes over.
         scope.apply(&[server]).await?;
@@ -497,5 +571,13 @@ pub async fn accepted(pods: &Api<Pod>, seed: u64) -> Result<()> {
     let created = pods.create(&params, &pod).await;
     let created = created.with_context(|| format!("seed {seed}"))?;
     ensure!(has_sidecar(&created), "seed {seed}: no sidecar");
+    // A built-in plugin gives the app's token to all containers, after the webhook,
+    // which is asked again and takes it from ours.
+    let spec = created.spec.unwrap_or_default();
+    let init = spec.init_containers.iter().flatten();
+    let ours = init.filter(|container| container.name.starts_with("toolward-"));
+    let mut mounts = ours.flat_map(|container| container.volume_mounts.iter().flatten());
+    let has_token = mounts.any(|mount| mount.mount_path.starts_with(ACCOUNT));
+    ensure!(!has_token, "seed {seed}: the sidecar has the app's token");
     Ok(())
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crds::{ConditionStatus, ConditionType, Reason};
 use e2e::mcp::{self, Called, Endpoint};
 use e2e::statements as promise;
-use e2e::{Image, Mcp, wait_for};
+use e2e::{Image, Mcp, PATIENCE, PATIENT, wait_for};
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::injection::{container, injected, template, workload};
-use crate::suite::{PATIENCE, Scope, Verdict, allow, beside, http, opted_in, server, stdio};
+use crate::suite::{Scope, Verdict, allow, beside, http, opted_in, server, stdio};
 
 /// Where the chart has it that metrics are read from.
 pub const MONITORING: &str = "t-isolation-reach-monitoring";
@@ -110,6 +110,7 @@ fn client() -> Value {
             "containers": [{
                 "name": CLIENT, "image": Image::ServerEverything.name(),
                 "command": ["node", "-e", "setInterval(() => {}, 1000000)"],
+                "resources": {"requests": {"cpu": "100m"}},
                 "securityContext": {
                     "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
                 },
@@ -174,7 +175,7 @@ async fn an_injected_pod_keeps_its_probes_and_its_listed_ports() -> Result<()> {
         let mut app = container(&["node", "-e", include_str!("ports.js")]);
         app["ports"] = json!([{"name": "mcp", "containerPort": OWN}]);
         app["readinessProbe"] = json!({
-            "httpGet": {"path": "/healthz", "port": "mcp"}, "periodSeconds": 1, "failureThreshold": 1,
+            "httpGet": {"path": "/healthz", "port": "mcp"}, "periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 10,
         });
         let mut template = template(SERVER, &app);
         template["metadata"]["annotations"]["toolward.dev/cpu-request"] = "15m".into();
@@ -204,7 +205,7 @@ async fn an_injected_pod_keeps_its_probes_and_its_listed_ports() -> Result<()> {
 
         // What the app says of itself is what the kubelet gets to hear.
         text(&mcp, "health", 503).await?;
-        let unready = ["wait", "--for=condition=Ready=false", "--timeout=2m", "pods", "-l"];
+        let unready = ["wait", "--for=condition=Ready=false", PATIENT, "pods", "-l"];
         let label = ["toolward.dev/server=guarded"];
         scope.kubectl(&[&unready[..], &label].concat()).await.map(drop)
     })
@@ -238,7 +239,7 @@ async fn a_server_on_all_addresses_is_found_until_a_policy_is_enforced() -> Resu
         // Of pods that come later as well.
         let deployment = format!("deployment/{SERVER}");
         scope.kubectl(&["rollout", "restart", &deployment]).await?;
-        let rollout = ["rollout", "status", &deployment, "--timeout=2m"];
+        let rollout = ["rollout", "status", &deployment, PATIENT];
         scope.kubectl(&rollout).await?;
         let after = wait_for("the pod of the rollout alone", PATIENCE, || async {
             let now = pods(scope).await?;
@@ -247,8 +248,12 @@ async fn a_server_on_all_addresses_is_found_until_a_policy_is_enforced() -> Resu
         })
         .await?;
         let (_, address) = after.first().context("no pod")?;
-        let reached = from_outside(address, &PORTS).await;
-        ensure!(reached == [MCP], "{reached:?}");
+        wait_for("the policy to be enforced", PATIENCE, || async {
+            let reached = from_outside(address, &PORTS).await;
+            ensure!(reached == [MCP], "{reached:?}");
+            Ok(())
+        })
+        .await?;
         scope.server_says(SERVER, ENFORCED).await?;
 
         drop(enforcer);
@@ -309,14 +314,14 @@ async fn reach(scope: &Scope, monitoring: &str) -> Result<()> {
             namespace,
             "--for=condition=Ready",
             &pod,
-            "--timeout=2m",
+            PATIENT,
         ];
         scope.cluster.kubectl(&wait).await?;
     }
     // The Deployment exists from then on; its other replica may still start.
     scope.serving(SERVER).await?;
     let deployment = format!("deployment/{SERVER}");
-    let rollout = ["rollout", "status", &deployment, "--timeout=2m"];
+    let rollout = ["rollout", "status", &deployment, PATIENT];
     scope.kubectl(&rollout).await?;
     let pods = pods(scope).await?;
     let [(first, _), (_, address)] = &pods[..] else {
@@ -337,8 +342,12 @@ async fn reach(scope: &Scope, monitoring: &str) -> Result<()> {
             &[MCP, PEERS],
         ),
     ] {
-        let reached = from_pod(scope, who, address).await?;
-        ensure!(reached == expected, "{who:?}: {reached:?}");
+        wait_for("what the policy allows", PATIENCE, || async {
+            let reached = from_pod(scope, who, address).await?;
+            ensure!(reached == expected, "{who:?}: {reached:?}");
+            Ok(())
+        })
+        .await?;
     }
     // The operator reads and delivers, and is kept out as all others.
     scope.server_says(SERVER, ENFORCED).await?;

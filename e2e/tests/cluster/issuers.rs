@@ -8,13 +8,13 @@ use anyhow::{Context, Result, ensure};
 use crds::{ConditionStatus, ConditionType, Reason};
 use e2e::mcp::{Endpoint, message};
 use e2e::statements::{self as promise, Caller};
-use e2e::{Image, wait_for};
+use e2e::{Image, PATIENCE, PATIENT, wait_for};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
 use rcgen::KeyPair;
 use serde_json::{Value, json};
 
 use crate::denials;
-use crate::suite::{IN_FORCE, PATIENCE, Scope, Verdict, allow, beside, refused, stdio};
+use crate::suite::{IN_FORCE, Scope, Verdict, allow, beside, refused, stdio};
 use crate::tls::{Authority, nudge};
 
 /// Of the test's namespace, without its prefix.
@@ -186,6 +186,7 @@ impl<'s> Issuer<'s> {
                         "command": ["node", "-e", include_str!("issuer.js")],
                         "env": [{"name": "ISSUER", "value": self.url}],
                         "readinessProbe": {"tcpSocket": {"port": 8443}, "periodSeconds": 1},
+                        "resources": {"requests": {"cpu": "100m"}},
                         "securityContext": {
                             "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
                         },
@@ -204,7 +205,7 @@ impl<'s> Issuer<'s> {
         let replicas = format!("--replicas={replicas}");
         let scale = ["scale", &deployment, &replicas];
         self.scope.kubectl(&scale).await?;
-        let args = ["rollout", "status", &deployment, "--timeout=2m"];
+        let args = ["rollout", "status", &deployment, PATIENT];
         self.scope.kubectl(&args).await.map(drop)
     }
 
@@ -287,8 +288,14 @@ async fn passes(endpoint: &Endpoint, token: &str) -> Result<()> {
     Ok(())
 }
 
+/// The token is not good. As long as the keys are being read anew, nobody can tell.
 async fn is_refused(endpoint: &Endpoint, token: &str) -> Result<()> {
-    let answer = ask(endpoint, token).await?;
+    let answer = wait_for("the keys to be read", PATIENCE, || async {
+        let answer = ask(endpoint, token).await?;
+        ensure!(answer.status != 503, "{answer:?}");
+        Ok(answer)
+    });
+    let answer = answer.await?;
     ensure!(answer.status == 401, "{answer:?}");
     Ok(())
 }

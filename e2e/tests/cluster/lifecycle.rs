@@ -2,10 +2,10 @@
 
 use anyhow::{Result, ensure};
 use crds::{ConditionStatus, ConditionType, Reason};
-use e2e::wait_for;
+use e2e::{PATIENCE, PATIENT, wait_for};
 use serde_json::json;
 
-use crate::suite::{PATIENCE, Scope, Verdict, allow, beside, http, stdio};
+use crate::suite::{Scope, Verdict, allow, beside, http, stdio};
 
 const PER_REPLICA: Verdict = (
     ConditionType::Enforced,
@@ -68,7 +68,7 @@ async fn replicas_that_are_not_set_belong_to_who_scales() -> Result<()> {
         // A change of the server is applied, and the number is left alone.
         let env = r#"[{"op": "add", "path": "/spec/deployment/env/-", "value": {"name": "A", "value": "b"}}]"#;
         scope.kubectl(&["patch", "mcps", "scaled", "--type=json", "-p", env]).await?;
-        scope.kubectl(&["rollout", "status", "deployment/scaled", "--timeout=2m"]).await?;
+        scope.kubectl(&["rollout", "status", "deployment/scaled", PATIENT]).await?;
         scope.serving("scaled").await?;
         replicas(scope, "scaled", 2).await?;
         // By the scale subresource, the server owns the number.

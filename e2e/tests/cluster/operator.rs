@@ -7,11 +7,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use e2e::release::Leader;
 use e2e::statements as promise;
-use e2e::{release, wait_for};
+use e2e::{PATIENCE, PATIENT, release, wait_for};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use kube::api::{Api, EvictParams, ListParams};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::suite::{PATIENCE, Scope, allow, alone, beside, http, stdio};
+use crate::rotation;
+use crate::suite::{Scope, allow, alone, beside, http, stdio};
 
 /// How long an idle operator must have written nothing.
 const QUIET: Duration = Duration::from_secs(20);
@@ -211,6 +215,44 @@ async fn when_one_replica_ends_or_dies_another_acts() -> Result<()> {
     .await
 }
 
+/// What a drain does to each replica: the other stays until there are two again.
+async fn drained(scope: &Scope) -> Result<()> {
+    let pods = Api::<Pod>::namespaced(scope.client.clone(), release::NAMESPACE);
+    let params = ListParams::default().labels(release::OPERATOR_PODS);
+    let pod = pods.list(&params).await?;
+    let names: Vec<_> = pod.iter().map(ResourceExt::name_any).collect();
+    let [first, second] = &names[..] else {
+        bail!("{names:?} are not two");
+    };
+    let evict = async |name: &str| pods.evict(name, &EvictParams::default()).await;
+    // The budget counts pods a moment after they are ready.
+    wait_for("the first one to be let go", PATIENCE, || async {
+        Ok(evict(first).await?)
+    })
+    .await?;
+    match evict(second).await {
+        Err(kube::Error::Api(status)) if status.code == 429 => {}
+        other => bail!("both may go at the same time: {other:?}"),
+    }
+    wait_for("the other one to be let go", PATIENCE, || async {
+        Ok(evict(second).await?)
+    })
+    .await?;
+    operators(scope, release::REPLICAS).await
+}
+
+#[tokio::test]
+async fn a_drain_leaves_a_replica_and_no_pod_is_refused() -> Result<()> {
+    alone("drained", async |scope: &Scope| {
+        let pods = rotation::ready(scope).await?;
+        operators(scope, release::REPLICAS).await?;
+        rotation::while_asking(&pods, drained(scope))
+            .await
+            .map(drop)
+    })
+    .await
+}
+
 #[tokio::test]
 async fn servers_answer_without_an_operator() -> Result<()> {
     alone("no-operator", async |scope: &Scope| {
@@ -248,11 +290,11 @@ async fn servers_answer_without_an_operator() -> Result<()> {
             .kubectl(&["rollout", "restart", "deployment/alone"])
             .await?;
         scope
-            .kubectl(&["rollout", "status", "deployment/alone", "--timeout=2m"])
+            .kubectl(&["rollout", "status", "deployment/alone", PATIENT])
             .await?;
         // A session that is opened with a pod that leaves would end with it.
         scope
-            .kubectl(&["wait", "--for=delete", old.trim(), "--timeout=2m"])
+            .kubectl(&["wait", "--for=delete", old.trim(), PATIENT])
             .await?;
         let restarted = caller
             .connect()

@@ -1,12 +1,10 @@
 //! The promises of the demonstration, for both transports, with the examples
 //! as they are.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use e2e::demo::{CALLER, EXAMPLES, NAMESPACE, NO_SUMS, SERVERS};
 use e2e::statements::{self as promise, Caller};
-use e2e::{release, wait_for};
+use e2e::{PATIENCE, release, wait_for};
 use kube::Api;
 
 use crate::suite::{self, Scope, alone};
@@ -30,7 +28,7 @@ async fn an_http_server_is_guarded() -> Result<()> {
 async fn promises(scope: &Scope, server: &str) -> Result<()> {
     let caller = ready(scope, server).await?;
     let mcp = caller.connect().await?;
-    wait_for("the example's policy", Duration::from_secs(30), || async {
+    wait_for("the example's policy", PATIENCE, || async {
         promise::listing(&mcp).await?.check()
     })
     .await?;

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 use crds::Reason;
-use e2e::{release, wait_for};
+use e2e::{PATIENCE, PATIENT, release, wait_for};
 use serde_json::{Value, json};
 
 use crate::operator::requests;
-use crate::suite::{PATIENCE, Scope, allow, alone, beside, not_ready, server, stdio};
+use crate::suite::{Scope, allow, alone, beside, not_ready, server, stdio};
 use crate::webhook;
 
 /// Granted, and no request of its own: why.
@@ -93,7 +93,7 @@ async fn exercise(scope: &Scope) -> Result<()> {
         .kubectl(&["patch", "mcps", "used", "--type=json", "-p", &env])
         .await?;
     scope
-        .kubectl(&["rollout", "status", "deployment/used", "--timeout=2m"])
+        .kubectl(&["rollout", "status", "deployment/used", PATIENT])
         .await?;
     scope.serving("used").await?;
     // What Toolward made goes, and what pods of users could need.

@@ -1,7 +1,7 @@
 // Which of these ports of an address take a connection: ADDRESS PORT...
 const [address, ...ports] = process.argv.slice(1);
 const reach = (port) => new Promise((done) => {
-  const socket = require('node:net').connect({ host: address, port, timeout: 3000 });
+  const socket = require('node:net').connect({ host: address, port, timeout: 10000 });
   const end = (taken) => {
     socket.destroy();
     done(taken);

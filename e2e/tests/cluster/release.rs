@@ -4,10 +4,10 @@
 use anyhow::{Context, Result, ensure};
 use e2e::release::{self, DEV_IMAGES, NAMESPACE, OPERATOR, RELEASE};
 use e2e::statements as promise;
-use e2e::{Cluster, wait_for};
+use e2e::{Cluster, PATIENCE, PATIENT, wait_for};
 use serde_json::json;
 
-use crate::suite::{ACCEPTED, PATIENCE, Scope, allow, alone, beside, install, stdio};
+use crate::suite::{ACCEPTED, Scope, allow, alone, beside, install, stdio};
 
 /// Kinds of the chart's objects that no namespace holds.
 const CLUSTER_WIDE: &str = "clusterroles,clusterrolebindings,validatingadmissionpolicies,validatingadmissionpolicybindings,mutatingwebhookconfigurations,validatingwebhookconfigurations";
@@ -121,14 +121,7 @@ async fn uninstall(scope: &Scope) -> Result<()> {
     cluster.apply(&manifest).await?;
     let rollout = format!("deployment/{OPERATOR}");
     cluster
-        .kubectl(&[
-            "rollout",
-            "status",
-            &rollout,
-            "-n",
-            NAMESPACE,
-            "--timeout=2m",
-        ])
+        .kubectl(&["rollout", "status", &rollout, "-n", NAMESPACE, PATIENT])
         .await?;
     release::admits(cluster).await?;
     scope
@@ -142,7 +135,7 @@ async fn uninstall(scope: &Scope) -> Result<()> {
     .await?;
 
     cluster
-        .kubectl_stdin(&["delete", "-f", "-", "--timeout=2m"], &manifest)
+        .kubectl_stdin(&["delete", "-f", "-", PATIENT], &manifest)
         .await?;
     nothing_of_the_chart(cluster).await?;
     let definitions = cluster.kubectl(&["get", "crd", "-o", "name"]).await?;

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::mcp::{Endpoint, initialize, message};
-use e2e::{release, wait_for};
+use e2e::{PATIENCE, PATIENT, release, wait_for};
 use futures::future::try_join_all;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::suite::{PATIENCE, Scope, allow, beside, server};
+use crate::suite::{Scope, allow, beside, server};
 
 const SERVER: &str = "counter";
 const REPLICAS: usize = 3;
@@ -129,7 +129,7 @@ async fn start(scope: &Scope) -> Result<Vec<Caller>> {
 
 async fn rolled_out(scope: &Scope) -> Result<()> {
     let deployment = format!("deployment/{SERVER}");
-    let args = ["rollout", "status", &deployment, "--timeout=4m"];
+    let args = ["rollout", "status", &deployment, PATIENT];
     scope.kubectl(&args).await.map(drop)
 }
 
@@ -154,13 +154,19 @@ async fn known_everywhere(caller: &Caller) -> Result<()> {
         "sessions to be found on every replica",
         PATIENCE,
         || async {
-            for _ in 0..REPLICAS {
+            // One of each replica: the last part of an id names it.
+            let mut holders = BTreeSet::new();
+            for _ in 0..ATTEMPTS {
                 let mut session = Session::open(caller).await?;
                 let counted = session.count_many().await;
-                session.close().await?;
+                let id = session.close().await?;
                 counted?;
+                holders.extend(id.split_once('-').map(|(_, pod)| pod.to_owned()));
+                if holders.len() >= REPLICAS {
+                    return Ok(());
+                }
             }
-            Ok(())
+            bail!("{ATTEMPTS} sessions are all on {holders:?}")
         },
     )
     .await

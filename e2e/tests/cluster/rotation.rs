@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Error, Result, ensure};
+use e2e::PATIENCE;
 use e2e::release::NAMESPACE;
 use e2e::wait_for;
 use futures::future::try_join_all;
@@ -14,7 +15,7 @@ use serde_json::json;
 
 use crate::injection::{accepted, generated};
 use crate::operator::operators;
-use crate::suite::{PATIENCE, Scope, alone, install, number};
+use crate::suite::{Scope, alone, install, number};
 use crate::webhook::{SECRET, SERVICE};
 
 /// A Secret that others write.
@@ -80,8 +81,9 @@ async fn over_since_yesterday(scope: &Scope) -> Result<String> {
     let parts = json!({"ca.crt": pair.ca, "tls.crt": pair.certificate, "tls.key": pair.key});
     let patch = json!({"stringData": parts}).to_string();
     let args = ["patch", "secret", SECRET, "-n", NAMESPACE, "-p", &patch];
-    scope.cluster.kubectl(&args).await?;
-    certificate(scope, SECRET).await
+    // As it was put there: another may have taken its place.
+    let field = ["-o", r"jsonpath={.data.tls\.crt}"];
+    scope.cluster.kubectl(&[&args[..], &field].concat()).await
 }
 
 async fn all_changes(scope: &Scope, rotations: u64) -> Result<()> {
@@ -93,7 +95,10 @@ async fn all_changes(scope: &Scope, rotations: u64) -> Result<()> {
 }
 
 /// Makes a change while pods are asked about; gives how many were.
-async fn while_asking(pods: &Api<Pod>, change: impl Future<Output = Result<()>>) -> Result<u64> {
+pub async fn while_asking(
+    pods: &Api<Pod>,
+    change: impl Future<Output = Result<()>>,
+) -> Result<u64> {
     let over = AtomicBool::new(false);
     let asking = (0..ASKING).map(|first| asks(pods, first, &over));
     let change = async {
@@ -179,7 +184,7 @@ async fn replicas_that_find_a_certificate_that_is_over_make_another() -> Result<
 }
 
 /// A namespace that opted in, with the servers of generated pods.
-async fn ready(scope: &Scope) -> Result<Api<Pod>> {
+pub async fn ready(scope: &Scope) -> Result<Api<Pod>> {
     scope.opt_in().await?;
     generated(scope).await
 }

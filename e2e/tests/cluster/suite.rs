@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use crds::{Condition, ConditionStatus, ConditionType, McpServer, McpToolPolicy, Reason};
 use e2e::mcp::Endpoint;
 use e2e::statements::Caller;
-use e2e::{Cluster, Image, diagnose, release, wait_for};
+use e2e::{Cluster, Image, PATIENCE, diagnose, release, wait_for};
 use futures::FutureExt;
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -16,8 +16,20 @@ use tokio::sync::{OnceCell, RwLock};
 
 use crate::{isolation, issuers, manifests};
 
-/// Longer than anything takes, on a loaded machine.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// What makes API servers ask the webhook.
+pub const INJECTION: &str = "mutatingwebhookconfiguration/toolward-injection";
+pub const VALIDATION: &str = "validatingwebhookconfiguration/toolward-validation";
+
+/// Namespaces with this label are not shown to some webhooks.
+const UNSEEN: &str = "e2e.toolward.dev/unseen";
+/// What a busy API server says of a webhook that took too long, or whose replica has
+/// just died: one asks again.
+const HURRIED: [&str; 3] = [
+    "context deadline exceeded",
+    "looking it up failed",
+    "connect: connection refused",
+];
+const ATTEMPTS: u32 = 10;
 
 static INSTALLED: OnceCell<Cluster> = OnceCell::const_new();
 static OPERATOR: RwLock<()> = RwLock::const_new(());
@@ -101,11 +113,9 @@ async fn run(
     }
     let outcome = AssertUnwindSafe(test(&scope)).catch_unwind().await;
     let outcome = outcome.unwrap_or_else(|_| Err(anyhow!("the test panicked; see above")));
-    if outcome.is_err() {
-        eprintln!(
-            "{}",
-            diagnose::namespace(&scope.cluster, &scope.namespace).await
-        );
+    if let Err(error) = &outcome {
+        let found = diagnose::namespace(&scope.cluster, &scope.namespace).await;
+        eprintln!("{error:?}\n\n{found}");
     }
     let delete = ["delete", "namespace", &scope.namespace, "--wait=false"];
     let deleted = scope.cluster.kubectl(&delete).await;
@@ -125,9 +135,10 @@ impl Scope {
             },
         });
         self.cluster.apply(&namespace.to_string()).await?;
-        let account = ["get", "serviceaccount", "default", "-n", &self.namespace];
-        wait_for("the default service account", PATIENCE, || async {
-            self.cluster.kubectl(&account).await
+        let objects = ["serviceaccount/default", "configmap/kube-root-ca.crt"];
+        let objects = [&["get", "-n", &self.namespace][..], &objects].concat();
+        wait_for("what each namespace has", PATIENCE, || async {
+            self.cluster.kubectl(&objects).await
         })
         .await?;
         Ok(())
@@ -153,27 +164,41 @@ impl Scope {
         .await
     }
 
+    /// Lets objects of the test's namespace by without a look of these webhooks, in a
+    /// moment.
+    pub async fn unseen(&self, configuration: &str) -> Result<()> {
+        let label = format!("{UNSEEN}=true");
+        let args = ["label", "namespace", &self.namespace, "--overwrite", &label];
+        self.cluster.kubectl(&args).await?;
+        let get = ["get", configuration, "-o", "json"];
+        let found: Value = serde_json::from_str(&self.cluster.kubectl(&get).await?)?;
+        let unless = json!({"key": UNSEEN, "operator": "DoesNotExist"});
+        let hook = |hook: &Value| {
+            let selector = &hook["namespaceSelector"]["matchExpressions"];
+            let mut selector = selector.as_array().cloned().unwrap_or_default();
+            if !selector.contains(&unless) {
+                selector.push(unless.clone());
+            }
+            json!({"name": hook["name"], "namespaceSelector": {"matchExpressions": selector}})
+        };
+        let hooks = found["webhooks"].as_array().context("no webhooks")?;
+        let hooks: Vec<_> = hooks.iter().map(hook).collect();
+        let patch = json!({"webhooks": hooks}).to_string();
+        let args = ["patch", configuration, "--type=strategic", "-p", &patch];
+        self.cluster.kubectl(&args).await.map(drop)
+    }
+
+    /// Lets webhooks look again.
+    pub async fn seen(&self) -> Result<()> {
+        let label = format!("{UNSEEN}-");
+        let args = ["label", "namespace", &self.namespace, &label];
+        self.cluster.kubectl(&args).await.map(drop)
+    }
+
     /// Lets objects of the test's namespace by without a look of the webhook: for
     /// tests of what the operator makes of those that nobody refused.
     pub async fn unchecked(&self) -> Result<()> {
-        const LABEL: &str = "e2e.toolward.dev/unchecked";
-        let label = format!("{LABEL}=true");
-        let args = ["label", "namespace", &self.namespace, &label];
-        self.cluster.kubectl(&args).await?;
-        let selector = json!({"matchExpressions": [{"key": LABEL, "operator": "DoesNotExist"}]});
-        let hook = |name| json!({"name": name, "namespaceSelector": selector});
-        let hooks = ["servers.toolward.dev", "policies.toolward.dev"].map(hook);
-        let patch = json!({"webhooks": hooks}).to_string();
-        let kind = "validatingwebhookconfiguration";
-        let args = [
-            "patch",
-            kind,
-            "toolward-validation",
-            "--type=strategic",
-            "-p",
-            &patch,
-        ];
-        self.cluster.kubectl(&args).await?;
+        self.unseen(VALIDATION).await?;
         let mut refused = stdio("unchecked");
         refused["spec"]["authentication"] = json!({"mode": "Anonymous"});
         let refused = refused.to_string();
@@ -196,9 +221,12 @@ impl Scope {
         let namespace = &self.namespace;
         let args = ["create", "-n", namespace, "--dry-run=server", "-f", "-"];
         let object = object.to_string();
-        let output = self.cluster.kubectl_output(&args, Some(&object)).await?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        Ok((said, output.status.success()))
+        let tried = unhurried(|| async {
+            let output = self.cluster.kubectl_output(&args, Some(&object)).await?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            Ok((said, output.status.success()))
+        });
+        tried.await
     }
 
     /// Runs kubectl in the test's namespace.
@@ -218,12 +246,31 @@ impl Scope {
 
     /// Applies objects to the test's namespace.
     pub async fn apply(&self, objects: &[Value]) -> Result<()> {
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         let args = ["apply", "-n", &self.namespace, "-f", "-"];
-        self.cluster
-            .kubectl_stdin(&args, &list.to_string())
-            .await
-            .map(drop)
+        let (said, success) = unhurried(|| async {
+            let objects = self.without_pods_that_are_there(objects).await?;
+            let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+            let list = list.to_string();
+            let output = self.cluster.kubectl_output(&args, Some(&list)).await?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            Ok((said, output.status.success()))
+        })
+        .await?;
+        ensure!(success, "kubectl apply: {said}");
+        Ok(())
+    }
+
+    /// A pod cannot be applied twice: the webhook has changed what cannot be changed.
+    async fn without_pods_that_are_there(&self, objects: &[Value]) -> Result<Vec<Value>> {
+        let mut kept = Vec::new();
+        for object in objects {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            let get = ["get", "pod", name, "--ignore-not-found", "-o", "name"];
+            if object["kind"] != "Pod" || self.kubectl(&get).await?.is_empty() {
+                kept.push(object.clone());
+            }
+        }
+        Ok(kept)
     }
 
     pub fn servers(&self) -> Api<McpServer> {
@@ -292,6 +339,24 @@ impl Scope {
     /// The subject of a rule that matches [`Scope::caller`].
     pub fn caller_subject(&self) -> Value {
         json!({"serviceAccounts": [format!("{}/default", self.namespace)]})
+    }
+}
+
+/// Asks again while the API server says that a webhook was too slow; gives what it
+/// says in the end, and whether it agrees.
+pub async fn unhurried<Fut>(ask: impl Fn() -> Fut) -> Result<(String, bool)>
+where
+    Fut: Future<Output = Result<(String, bool)>>,
+{
+    let mut attempts = 0;
+    loop {
+        let (said, success) = ask().await?;
+        attempts += 1;
+        let is_hurried = !success && HURRIED.iter().any(|words| said.contains(words));
+        if !is_hurried || attempts == ATTEMPTS {
+            return Ok((said, success));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 

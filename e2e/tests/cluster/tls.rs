@@ -6,12 +6,12 @@ use anyhow::{Context, Result, ensure};
 use crds::{ConditionType, Reason};
 use e2e::mcp::{Endpoint, initialize};
 use e2e::statements::{self as promise, Caller};
-use e2e::{release, wait_for};
+use e2e::{PATIENCE, release, wait_for};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use reqwest::tls::TlsInfo;
 use serde_json::{Value, json};
 
-use crate::suite::{PATIENCE, SERVING, Scope, allow, beside, http, not_ready};
+use crate::suite::{SERVING, Scope, allow, beside, http, not_ready};
 
 const SERVER: &str = "secure";
 const SECRET: &str = "secure-tls";

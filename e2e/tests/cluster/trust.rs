@@ -4,10 +4,10 @@
 
 use anyhow::{Result, ensure};
 use crds::Reason;
-use e2e::{release, wait_for};
+use e2e::{PATIENCE, PATIENT, release, wait_for};
 use serde_json::{Value, json};
 
-use crate::suite::{ACCEPTED, PATIENCE, Scope, allow, beside, refused, stdio};
+use crate::suite::{ACCEPTED, Scope, allow, beside, refused, stdio, unhurried};
 
 /// What who writes to a ConfigMap of the operator's is told.
 const MANAGED: &str = "only its operator writes and removes them. Change the McpServer";
@@ -65,13 +65,16 @@ async fn kubectl(
     // First: after `--`, they would go to the command of `exec`.
     let args = [&["-n", &scope.namespace, &account][..], args].concat();
     let stdin = stdin.map(ToString::to_string);
-    let output = scope
-        .cluster
-        .kubectl_output(&args, stdin.as_deref())
-        .await?;
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said).trim().to_owned();
-    Ok((said, output.status.success()))
+    let asked = unhurried(|| async {
+        let output = scope
+            .cluster
+            .kubectl_output(&args, stdin.as_deref())
+            .await?;
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).trim().to_owned();
+        Ok((said, output.status.success()))
+    });
+    asked.await
 }
 
 pub async fn may(scope: &Scope, who: &str, args: &[&str], stdin: Option<&Value>) -> Result<()> {
@@ -385,7 +388,7 @@ async fn servers_and_namespaces_end_as_ever() -> Result<()> {
             let maps = maps_of(server);
             there(scope, &["configmaps", &maps[0], &maps[1]]).await?;
             let cascade = format!("--cascade={server}");
-            let delete = ["delete", "mcps", server, &cascade, "--timeout=2m"];
+            let delete = ["delete", "mcps", server, &cascade, PATIENT];
             scope.kubectl(&delete).await?;
             if server != "orphan" {
                 gone(scope, &["configmaps", &maps[0], &maps[1]]).await?;
@@ -414,6 +417,6 @@ async fn namespace_ends(scope: &Scope) -> Result<()> {
     };
     short.apply(&[idle("last")]).await?;
     there(&short, &["configmap", &maps_of("last")[0]]).await?;
-    let delete = ["delete", "namespace", &name, "--timeout=2m"];
+    let delete = ["delete", "namespace", &name, PATIENT];
     cluster.kubectl(&delete).await.map(drop)
 }

@@ -5,16 +5,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use e2e::release::{self, NAMESPACE, OPERATOR};
-use e2e::wait_for;
+use e2e::{PATIENCE, PATIENT, wait_for};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::operator::requests;
-use crate::suite::{PATIENCE, Scope, allow, alone, install, opted_in, stdio};
+use crate::suite::{INJECTION, Scope, VALIDATION, allow, alone, install, opted_in, stdio};
 
-const INJECTION: &str = "mutatingwebhookconfiguration/toolward-injection";
-const VALIDATION: &str = "validatingwebhookconfiguration/toolward-validation";
 pub const SERVICE: &str = "toolward-webhook";
 pub const SECRET: &str = "toolward-webhook-tls";
 /// A Service that leads to the webhook, by a name that its certificate does not have.
@@ -232,7 +230,7 @@ async fn harms(scope: &Scope, elsewhere: &str) -> Result<()> {
     let let_go = json!({"metadata": {"finalizers": null}}).to_string();
     let patch = ["patch", "mcps", "leaves", "--type=merge", "-p", &let_go];
     scope.kubectl(&patch).await?;
-    let gone = ["wait", "--for=delete", "mcps/leaves", "--timeout=2m"];
+    let gone = ["wait", "--for=delete", "mcps/leaves", PATIENT];
     scope.kubectl(&gone).await.map(drop)
 }
 
@@ -441,13 +439,7 @@ async fn kubectl_shows_what_is_refused_and_what_is_suspicious() -> Result<()> {
 async fn broken_can_be_mended(scope: &Scope, open: &Value) -> Result<()> {
     scope.unchecked().await?;
     scope.apply(std::slice::from_ref(open)).await?;
-    let again = [
-        "label",
-        "namespace",
-        &scope.namespace,
-        "e2e.toolward.dev/unchecked-",
-    ];
-    scope.cluster.kubectl(&again).await?;
+    scope.seen().await?;
     let mut changed = open.clone();
     changed["spec"]["authentication"]["audience"] = json!("orders");
     let warning = "Warning: every call is denied: spec.authentication.mode: ";
