@@ -621,6 +621,37 @@ async fn a_replica_that_leaves_answers_all_that_reaches_it() {
     following.abort();
 }
 
+/// Its kubelet brings it no news of replicas that come now: their callers start anew.
+#[tokio::test]
+async fn a_replica_that_leaves_tells_new_ones_that_its_sessions_are_over() {
+    let script = Script::start(echo).await;
+    let (mut replica, cluster) = alone(&script).await;
+    let (token, caller) = (cluster.token("orders-9"), cluster.caller("alice"));
+    let caller = format!("Bearer {caller}");
+    let headers = [
+        ("toolward-peer", token.as_str()),
+        ("authorization", &caller),
+    ];
+    let reply = replica.by_peer_port(&headers).await;
+    assert_eq!(reply.status, 403);
+    assert_eq!(reply.headers["toolward-peer"], "refused");
+    replica.signal("-USR1");
+    until("it leaves", async || {
+        let reply = replica.by_peer_port(&headers).await;
+        reply.status == 404 && !reply.headers.contains_key("toolward-peer")
+    })
+    .await;
+    // Those that it knows are served on.
+    let token = cluster.token("orders-0");
+    let headers = [
+        ("toolward-peer", token.as_str()),
+        ("authorization", &caller),
+    ];
+    assert_eq!(replica.by_peer_port(&headers).await.status, 200);
+    replica.signal("-TERM");
+    replica.ended().await;
+}
+
 /// The server could listen in its place, and would get what is still sent.
 #[tokio::test]
 async fn a_replica_that_ends_holds_its_ports() {

@@ -121,7 +121,8 @@ async fn all_ready(scope: &Scope) -> Result<()> {
     .await
 }
 
-fn is_ready(pod: &Pod) -> bool {
+/// Whether a pod is ready, and stays.
+pub fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| &status.conditions);
     let mut conditions = conditions.flatten();
     pod.metadata.deletion_timestamp.is_none()

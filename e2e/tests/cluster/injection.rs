@@ -400,36 +400,42 @@ async fn a_deployment_tells_why_it_has_no_pods(scope: &Scope) -> Result<()> {
 async fn a_pod_that_asks_never_comes_without_the_sidecar() -> Result<()> {
     opted_in("changed", async |scope: &Scope| {
         scope.apply(&[injected("orders", "StreamableHttp")]).await?;
-        scope.unseen(INJECTION).await?;
-        let sidecar = |label: &'static str| {
-            changed(move |pod| {
-                let mut sidecar = container(&["node", "-e", "0"]);
-                sidecar["name"] = "toolward-sidecar".into();
-                sidecar["restartPolicy"] = "Always".into();
-                pod["spec"]["initContainers"] = json!([sidecar]);
-                pod["metadata"]["labels"]["toolward.dev/server"] = label.into();
-            })
-        };
-        let stopped = changed(|pod| {
-            *pod = sidecar("orders");
-            pod["spec"]["initContainers"][0]["restartPolicy"] = Value::Null;
-        });
-        for pod in [changed(|_| ()), sidecar("invoices"), stopped] {
-            wait_for("the pod to be refused", PATIENCE, || async {
-                let (said, taken) = scope.tries(&pod).await?;
-                ensure!(!taken && said.contains("after Toolward's"), "{said}");
-                Ok(())
-            })
-            .await?;
-        }
-        let plain = changed(|pod| pod["metadata"]["annotations"] = Value::Null);
-        for pod in [sidecar("orders"), plain] {
-            let (said, taken) = scope.tries(&pod).await?;
-            ensure!(taken, "{said}");
-        }
-        Ok(())
+        let before = scope.unseen(INJECTION).await?;
+        let outcome = without_the_webhook(scope).await;
+        scope.configure(INJECTION, &before).await?;
+        outcome
     })
     .await
+}
+
+async fn without_the_webhook(scope: &Scope) -> Result<()> {
+    let sidecar = |label: &'static str| {
+        changed(move |pod| {
+            let mut sidecar = container(&["node", "-e", "0"]);
+            sidecar["name"] = "toolward-sidecar".into();
+            sidecar["restartPolicy"] = "Always".into();
+            pod["spec"]["initContainers"] = json!([sidecar]);
+            pod["metadata"]["labels"]["toolward.dev/server"] = label.into();
+        })
+    };
+    let stopped = changed(|pod| {
+        *pod = sidecar("orders");
+        pod["spec"]["initContainers"][0]["restartPolicy"] = Value::Null;
+    });
+    for pod in [changed(|_| ()), sidecar("invoices"), stopped] {
+        wait_for("the pod to be refused", PATIENCE, || async {
+            let (said, taken) = scope.tries(&pod).await?;
+            ensure!(!taken && said.contains("after Toolward's"), "{said}");
+            Ok(())
+        })
+        .await?;
+    }
+    let plain = changed(|pod| pod["metadata"]["annotations"] = Value::Null);
+    for pod in [sidecar("orders"), plain] {
+        let (said, taken) = scope.tries(&pod).await?;
+        ensure!(taken, "{said}");
+    }
+    Ok(())
 }
 
 /// The caller of a server, at a pod of it: the Service goes with the server.

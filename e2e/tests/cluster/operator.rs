@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use e2e::release::Leader;
 use e2e::statements as promise;
 use e2e::{PATIENCE, PATIENT, release, wait_for};
@@ -14,6 +14,7 @@ use kube::api::{Api, EvictParams, ListParams};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::injected_traffic::is_ready;
 use crate::rotation;
 use crate::suite::{Scope, allow, alone, beside, http, stdio};
 
@@ -219,23 +220,31 @@ async fn when_one_replica_ends_or_dies_another_acts() -> Result<()> {
 async fn drained(scope: &Scope) -> Result<()> {
     let pods = Api::<Pod>::namespaced(scope.client.clone(), release::NAMESPACE);
     let params = ListParams::default().labels(release::OPERATOR_PODS);
-    let pod = pods.list(&params).await?;
-    let names: Vec<_> = pod.iter().map(ResourceExt::name_any).collect();
-    let [first, second] = &names[..] else {
-        bail!("{names:?} are not two");
-    };
+    let [first, second] = wait_for("two replicas that are ready", PATIENCE, || async {
+        let pods = pods.list(&params).await?;
+        let ready = pods.iter().filter(|pod| is_ready(pod));
+        let ready: Vec<_> = ready.map(ResourceExt::name_any).collect();
+        let ready: [String; 2] = ready.try_into().map_err(|it| anyhow!("ready: {it:?}"))?;
+        ensure!(pods.items.len() == 2, "there are {}", pods.items.len());
+        Ok(ready)
+    })
+    .await?;
     let evict = async |name: &str| pods.evict(name, &EvictParams::default()).await;
     // The budget counts pods a moment after they are ready.
     wait_for("the first one to be let go", PATIENCE, || async {
-        Ok(evict(first).await?)
+        Ok(evict(&first).await?)
     })
     .await?;
-    match evict(second).await {
+    match evict(&second).await {
         Err(kube::Error::Api(status)) if status.code == 429 => {}
-        other => bail!("both may go at the same time: {other:?}"),
+        other => {
+            let show = ["get", "pods,pdb", "-n", release::NAMESPACE, "-o", "yaml"];
+            let there = scope.cluster.kubectl(&show).await?;
+            bail!("{first} and {second} may go at the same time: {other:?}\n{there}")
+        }
     }
     wait_for("the other one to be let go", PATIENCE, || async {
-        Ok(evict(second).await?)
+        Ok(evict(&second).await?)
     })
     .await?;
     operators(scope, release::REPLICAS).await

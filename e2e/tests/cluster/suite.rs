@@ -115,7 +115,7 @@ async fn run(
     let outcome = outcome.unwrap_or_else(|_| Err(anyhow!("the test panicked; see above")));
     if let Err(error) = &outcome {
         let found = diagnose::namespace(&scope.cluster, &scope.namespace).await;
-        eprintln!("{error:?}\n\n{found}");
+        eprintln!("{error:#}\n\n{found}");
     }
     let delete = ["delete", "namespace", &scope.namespace, "--wait=false"];
     let deleted = scope.cluster.kubectl(&delete).await;
@@ -165,8 +165,9 @@ impl Scope {
     }
 
     /// Lets objects of the test's namespace by without a look of these webhooks, in a
-    /// moment.
-    pub async fn unseen(&self, configuration: &str) -> Result<()> {
+    /// moment. Who upgrades the chart later needs what was there before, which this
+    /// gives as a patch.
+    pub async fn unseen(&self, configuration: &str) -> Result<String> {
         let label = format!("{UNSEEN}=true");
         let args = ["label", "namespace", &self.namespace, "--overwrite", &label];
         self.cluster.kubectl(&args).await?;
@@ -182,9 +183,17 @@ impl Scope {
             json!({"name": hook["name"], "namespaceSelector": {"matchExpressions": selector}})
         };
         let hooks = found["webhooks"].as_array().context("no webhooks")?;
+        let before = |hook: &Value| json!({"name": hook["name"], "namespaceSelector": hook["namespaceSelector"]});
+        let before: Vec<_> = hooks.iter().map(before).collect();
         let hooks: Vec<_> = hooks.iter().map(hook).collect();
-        let patch = json!({"webhooks": hooks}).to_string();
-        let args = ["patch", configuration, "--type=strategic", "-p", &patch];
+        self.configure(configuration, &json!({"webhooks": hooks}).to_string())
+            .await?;
+        Ok(json!({"webhooks": before}).to_string())
+    }
+
+    /// Changes what makes API servers ask a webhook.
+    pub async fn configure(&self, configuration: &str, patch: &str) -> Result<()> {
+        let args = ["patch", configuration, "--type=strategic", "-p", patch];
         self.cluster.kubectl(&args).await.map(drop)
     }
 

@@ -4,7 +4,10 @@ use http::{Request, StatusCode};
 use policy::Reason;
 
 use super::HEADER;
-use crate::{Shared, audit::Record, config::Active, pipeline::now, refusal::Refusal};
+use crate::{
+    Shared, audit::Record, config::Active, front::Phase, pipeline::now, refusal::Refusal,
+    upstream::UpstreamError,
+};
 
 /// Marks a request that came by the peer port: it is not forwarded again. An
 /// extension, so that nothing on the wire can make one.
@@ -14,7 +17,9 @@ pub struct ViaPeer;
 /// Lets a request of another replica in, without the proof that it is one.
 ///
 /// # Errors
-/// 403, whatever is wrong with the proof.
+/// 403, whatever is wrong with the proof. 404 for a pod that this replica does not
+/// know while it leaves: a kubelet brings a pod that ends no news, so one that came
+/// since then is never known, and the sessions here are over for its callers.
 pub async fn admit<B>(shared: &Shared, request: &mut Request<B>) -> Result<(), Refusal> {
     let Some(active) = shared.config.active() else {
         return Err(refusal(Reason::NoBundle));
@@ -23,7 +28,10 @@ pub async fn admit<B>(shared: &Shared, request: &mut Request<B>) -> Result<(), R
         let record = Record::new(&active.server, "peer", None, reason, false);
         shared.metrics.decided("peer", reason, false);
         shared.audit.log(&record).await; // Where that fails, it is refused all the same.
-        return Err(refusal(reason));
+        return Err(match reason {
+            Reason::SessionUnknown => UpstreamError::SessionUnknown.into(),
+            reason => refusal(reason),
+        });
     }
     request.headers_mut().remove(HEADER);
     request.extensions_mut().insert(ViaPeer);
@@ -46,6 +54,7 @@ async fn check<B>(shared: &Shared, active: &Active, request: &Request<B>) -> Res
     // A pod that is not in the list is another server's, or gone.
     match shared.peers.find(&pod.name).await {
         Some(_) => Ok(()),
+        None if *shared.phase.borrow() >= Phase::Leaving => Err(Reason::SessionUnknown),
         None => Err(Reason::ClaimInvalid),
     }
 }
