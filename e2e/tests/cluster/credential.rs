@@ -49,7 +49,11 @@ async fn seen(mcp: &Mcp) -> Result<Seen> {
 #[tokio::test]
 async fn only_the_server_sees_its_credential() -> Result<()> {
     beside("credential", async |scope: &Scope| {
-        let command = ["node", "-e", include_str!("headers.js")];
+        let command = [
+            "node",
+            "-e",
+            concat!(include_str!("serve.js"), include_str!("headers.js")),
+        ];
         let mut backed = server(SERVER, &command, "StreamableHttp");
         backed["spec"]["upstreamCredential"] =
             json!({"secretRef": {"name": SECRET, "key": "token"}});

@@ -1,40 +1,17 @@
-// An MCP server over HTTP that says what it was told of its caller. With HOSTILE
+// An MCP server that says what it was told of its caller. With HOSTILE
 // set it also waits for the sidecar's admin port to get free, takes it, and answers
 // the operator with a key of its own.
 const http = require('node:http');
 const crypto = require('node:crypto');
 
-const whole = (request) => new Promise((resolve) => {
-  let body = '';
-  request.on('data', (part) => { body += part; }).on('end', () => resolve(body));
-});
 const send = (response, value) => {
   response.setHeader('content-type', 'application/json');
   response.end(JSON.stringify(value));
 };
 
-const answers = {
-  initialize: ({ protocolVersion }) => ({
-    protocolVersion, capabilities: { tools: {} }, serverInfo: { name: 'told', version: '1' },
-  }),
-  ping: () => ({}),
-  'tools/list': () => ({ tools: [{ name: 'told', inputSchema: { type: 'object' } }] }),
-  'tools/call': (params, headers) => ({
-    content: [{ type: 'text', text: JSON.stringify({ params, headers }) }],
-  }),
-};
-
-http.createServer(async (request, response) => {
-  const body = await whole(request);
-  if (request.method !== 'POST') return response.writeHead(405).end();
-  const { id, method, params } = JSON.parse(body);
-  if (id === undefined) return response.writeHead(202).end();
-  const answer = answers[method];
-  const message = answer
-    ? { result: answer(params, request.headers) }
-    : { error: { code: -32601, message: `no method ${method}` } };
-  return send(response, { jsonrpc: '2.0', id, ...message });
-}).listen(8080, '127.0.0.1');
+serve('told', {
+  told: (_, { params, request }) => JSON.stringify({ params, headers: request.headers }),
+});
 
 function attack() {
   const text = (bytes) => bytes.toString('base64url');

@@ -14,7 +14,7 @@ use crate::suite::{Scope, allow, beside, server};
 
 const SERVER: &str = "told";
 const KEYS: &str = "told-toolward-identity";
-const SCRIPT: &str = include_str!("identity.js");
+const SCRIPT: &str = concat!(include_str!("serve.js"), include_str!("identity.js"));
 
 async fn start(scope: &Scope, hostile: bool) -> Result<()> {
     let command = ["node", "-e", "eval(process.env.SCRIPT)"];

@@ -20,6 +20,8 @@ use crate::injection::{container, counts, injected, template, workload};
 use crate::operator::{kill, operators};
 use crate::suite::{Scope, allow, alone, opted_in};
 
+/// An MCP server with the tools `wait` and `finish`.
+pub const APP: &str = concat!(include_str!("serve.js"), include_str!("app.js"));
 const SERVER: &str = "busy";
 const REPLICAS: usize = 2;
 /// Callers, each with one call after the other.
@@ -32,7 +34,7 @@ const ROLLING: [&str; 4] = ["a", "b", "c", "d"];
 
 /// A server, its policy, and a Deployment of so many pods.
 fn app(scope: &Scope, server: &str, replicas: usize) -> [Value; 3] {
-    let app = container(&["node", "-e", include_str!("app.js")]);
+    let app = container(&["node", "-e", APP]);
     let mut deployment = workload("Deployment", server, template(server, &app));
     deployment["spec"]["replicas"] = json!(replicas);
     [

@@ -14,6 +14,7 @@ use operator::inject::{has_sidecar, testing};
 use serde_json::{Value, json};
 
 use crate::denials::answers;
+use crate::injected_traffic::APP;
 use crate::suite::{INJECTION, Scope, Verdict, allow, beside, not_ready, number, opted_in};
 use crate::webhook::answered;
 
@@ -177,7 +178,7 @@ async fn told(scope: &Scope, server: &str) -> Result<()> {
 #[tokio::test]
 async fn a_job_ends_with_its_main_container() -> Result<()> {
     opted_in("job", async |scope: &Scope| {
-        let app = container(&["node", "-e", include_str!("app.js")]);
+        let app = container(&["node", "-e", APP]);
         let from = scope.caller_subject();
         scope
             .apply(&[

@@ -20,6 +20,8 @@ use crate::suite::{Scope, Verdict, allow, beside, http, opted_in, server, stdio}
 
 /// Where the chart has it that metrics are read from.
 pub const MONITORING: &str = "t-isolation-reach-monitoring";
+/// An MCP server whose tools open and close ports.
+const OPENS: &str = concat!(include_str!("serve.js"), include_str!("ports.js"));
 const SERVER: &str = "guarded";
 /// A pod that connects to others.
 const CLIENT: &str = "client";
@@ -132,7 +134,7 @@ async fn text(mcp: &Mcp, tool: &str, port: u16) -> Result<()> {
 #[tokio::test]
 async fn a_port_that_opens_beside_a_server_on_loopback_is_found() -> Result<()> {
     beside("isolation-ports", async |scope: &Scope| {
-        let command = ["node", "-e", include_str!("ports.js")];
+        let command = ["node", "-e", OPENS];
         let ports = server(SERVER, &command, "StreamableHttp");
         let policy = allow("callers", SERVER, &scope.caller_subject(), &["*"]);
         scope.apply(&[ports, policy]).await?;
@@ -172,7 +174,7 @@ async fn a_port_that_opens_beside_a_server_on_loopback_is_found() -> Result<()> 
 #[tokio::test]
 async fn an_injected_pod_keeps_its_probes_and_its_listed_ports() -> Result<()> {
     opted_in("isolation-injected", async |scope: &Scope| {
-        let mut app = container(&["node", "-e", include_str!("ports.js")]);
+        let mut app = container(&["node", "-e", OPENS]);
         app["ports"] = json!([{"name": "mcp", "containerPort": OWN}]);
         app["readinessProbe"] = json!({
             "httpGet": {"path": "/healthz", "port": "mcp"}, "periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 10,
