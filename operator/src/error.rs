@@ -2,8 +2,13 @@
 
 use std::{future::Future, time::Duration};
 
+use kube::core::Status;
+
 /// Longer, and a request to the API server is given up and tried again.
 const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The [`Error::category`] of what comes too late for a namespace that is being deleted.
+pub const ENDING: &str = "NamespaceEnding";
 
 /// Why a reconciliation did not reach its end. All of them are tried again.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +57,7 @@ impl Error {
         match self {
             Self::Api { source, .. } => match &**source {
                 kube::Error::Api(status) => match status.code {
+                    403 if is_ending(status) => ENDING,
                     403 => "Forbidden",
                     404 => "NotFound",
                     409 => "Conflict",
@@ -81,6 +87,14 @@ impl Error {
     }
 }
 
+/// Whether a write was refused because its namespace is being deleted: the end of
+/// what concerns it, and no news to anybody.
+pub fn is_ending(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let mut reasons = causes.map(|cause| cause.reason.as_str());
+    reasons.any(|reason| reason == "NamespaceTerminating")
+}
+
 /// The API server's own words, without the client's wrapping.
 fn describe(error: &kube::Error) -> String {
     match error {
@@ -104,5 +118,30 @@ pub async fn call<T>(
             source: Box::new(source),
         }),
         Err(_) => Err(Error::Timeout { action: action() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_namespace_is_told_from_missing_rights() {
+        let category = |reason: &str| {
+            let status = json!({
+                "status": "Failure", "code": 403, "reason": "Forbidden", "message": "no",
+                "details": {"causes": [{"reason": reason, "message": "m", "field": "f"}]},
+            });
+            let status = serde_json::from_value::<Status>(status).unwrap();
+            let source = Box::new(kube::Error::Api(Box::new(status)));
+            let action = String::new();
+            Error::Api { action, source }.category()
+        };
+        assert_eq!(category("NamespaceTerminating"), ENDING);
+        assert_eq!(category("FieldValueForbidden"), "Forbidden");
     }
 }

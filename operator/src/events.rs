@@ -13,7 +13,7 @@ use kube::{
 };
 use serde_json::Value;
 
-use crate::{desired::Owner, entry::Kind, status::find};
+use crate::{desired::Owner, entry::Kind, error::is_ending, status::find};
 
 /// The API server refuses a longer note.
 const MAX_NOTE: usize = 1000;
@@ -135,7 +135,10 @@ impl Events {
         for attempt in 1..=ATTEMPTS {
             match tokio::time::timeout(TIMEOUT, self.0.publish(event, about)).await {
                 Ok(Ok(())) => return,
-                // In a namespace that ends, for example.
+                Ok(Err(kube::Error::Api(status))) if is_ending(&status) => {
+                    tracing::debug!(reason, "the namespace ends");
+                    return;
+                }
                 Ok(Err(kube::Error::Api(status))) if status.code < 500 && status.code != 429 => {
                     tracing::warn!(error = %status, reason, "an Event was refused");
                     return;

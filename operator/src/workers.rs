@@ -17,7 +17,11 @@ use std::{
 
 use tokio::sync::{Notify, Semaphore, watch};
 
-use crate::{backoff::Backoff, error::Error, metrics::Metrics};
+use crate::{
+    backoff::Backoff,
+    error::{ENDING, Error},
+    metrics::Metrics,
+};
 
 /// Retries after a failed round.
 const RETRY: Backoff = Backoff {
@@ -144,7 +148,12 @@ impl<R: Reconcile> Workers<R> {
                 let wait = RETRY.after(*failures);
                 *failures = failures.saturating_add(1);
                 let retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-                tracing::warn!(kind = R::NAME, %key, category = error.category(), %error, retry_ms, "reconciliation failed");
+                match error.category() {
+                    ENDING => tracing::debug!(kind = R::NAME, %key, %error, "the namespace ends"),
+                    category => {
+                        tracing::warn!(kind = R::NAME, %key, category, %error, retry_ms, "reconciliation failed");
+                    }
+                }
                 Next::After(wait)
             }
         }
