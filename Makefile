@@ -79,7 +79,7 @@ prove-cluster: ## Generated pods and rotations at length on a real cluster; PODS
 
 .PHONY: prove
 prove: ## Property tests, hostile clients, fuzz targets, parsers, canaries, clients at length; CASES, RUNS, BODIES, CANARIES
-	PROPTEST_CASES=$(CASES) $(TEST) --lib --test properties
+	PROPTEST_CASES=$(CASES) PROPTEST_MAX_GLOBAL_REJECTS=$(CASES) $(TEST) --lib --test properties
 	TOOLWARD_FUZZ_RUNS=$(RUNS) $(TEST) --test fuzz -- --nocapture
 	TOOLWARD_BODIES=$(BODIES) $(TEST) --test parsers -- --nocapture
 	TOOLWARD_CANARIES=$(CANARIES) $(TEST) --test identity no_token -- --nocapture
