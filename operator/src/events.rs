@@ -1,9 +1,6 @@
 //! Events: what changed for an object, told once.
 
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    time::Duration,
-};
+use std::time::Duration;
 
 use crds::{Condition, ConditionStatus, ConditionType, McpServer, Reason};
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta};
@@ -118,13 +115,12 @@ impl Events {
         };
         // The library counts Events of one action, whatever their notes: another note,
         // with another warning, is another one.
-        let mut hasher = DefaultHasher::new();
-        note.hash(&mut hasher);
+        let told = policy::bundle::hash(note.as_bytes());
         let event = Event {
             type_: EventType::Normal,
             reason: Reason::Injected.to_string(),
             note: Some(short(note)),
-            action: format!("Inject-{:x}", hasher.finish()),
+            action: format!("Inject {told}"),
             secondary: Some(into),
         };
         self.write(&event, &reference).await;
@@ -133,6 +129,9 @@ impl Events {
     async fn write(&self, event: &Event, about: &ObjectReference) {
         let reason = &event.reason;
         for attempt in 1..=ATTEMPTS {
+            if attempt > 1 {
+                tokio::time::sleep(PAUSE).await;
+            }
             match tokio::time::timeout(TIMEOUT, self.0.publish(event, about)).await {
                 Ok(Ok(())) => return,
                 Ok(Err(kube::Error::Api(status))) if is_ending(&status) => {
@@ -146,7 +145,6 @@ impl Events {
                 Ok(Err(error)) => tracing::warn!(%error, reason, attempt, "cannot write an Event"),
                 Err(_) => tracing::warn!(reason, attempt, "an Event took too long"),
             }
-            tokio::time::sleep(PAUSE * attempt).await;
         }
     }
 

@@ -23,7 +23,7 @@ use kube::{
 
 use crate::{
     error::{Error, call},
-    inject::{has_sidecar, is_current},
+    inject::{Wanted, has_sidecar},
     names::{Key, SERVER_ANNOTATION, SERVER_LABEL},
     status::pod::is_live,
     world::World,
@@ -75,7 +75,8 @@ impl Pods {
         let (injected, bare): (Vec<_>, Vec<_>) = live.partition(|pod| has_sidecar(pod));
         missing.extend(bare.iter().map(|pod| Stale::labelled(pod)));
         missing.sort();
-        let outdated = injected.iter().filter(|pod| !is_current(pod, spec));
+        let wanted = Wanted::by(spec);
+        let outdated = injected.iter().filter(|pod| !wanted.is_in(pod));
         let mut outdated: Vec<_> = outdated.map(|pod| Stale::of(&***pod)).collect();
         outdated.sort();
         Self {

@@ -25,24 +25,42 @@ const OF_SPEC: [&str; 10] = [
     "--startup-timeout",
 ];
 
-/// Whether a pod's sidecar was started with what the spec asks for. Resources are not
+/// What a spec asks of the sidecars that are started with it. Resources are not
 /// looked at.
-pub fn is_current(pod: &Pod, spec: &McpServerSpec) -> bool {
-    let Some(there) = &pod.spec else { return false };
+pub struct Wanted {
+    sidecar: Container,
+    secrets: Vec<Volume>,
+}
+
+impl Wanted {
+    /// By a spec.
+    pub fn by(spec: &McpServerSpec) -> Self {
+        // Of no matter for its flags.
+        let image = SidecarImage {
+            image: String::new(),
+            pull_policy: String::new(),
+        };
+        Self {
+            sidecar: desired::pod::sidecar(spec, &image),
+            secrets: desired::secrets(spec),
+        }
+    }
+
+    /// Whether a pod's sidecar was started with that.
+    pub fn is_in(&self, pod: &Pod) -> bool {
+        is_current(pod, self).unwrap_or(false)
+    }
+}
+
+fn is_current(pod: &Pod, wanted: &Wanted) -> Option<bool> {
+    let there = pod.spec.as_ref()?;
     let containers = there.init_containers.iter().flatten();
     let mut sidecars = containers.filter(|container| container.name == SIDECAR_CONTAINER);
-    let Some(sidecar) = sidecars.next() else {
-        return false;
-    };
-    // Of no matter for its flags.
-    let image = SidecarImage {
-        image: String::new(),
-        pull_policy: String::new(),
-    };
-    let wanted = desired::pod::sidecar(spec, &image);
+    let sidecar = sidecars.next()?;
     let mounted = there.volumes.iter().flatten();
     let mounted = mounted.filter(|volume| volume.name.starts_with("toolward-"));
-    flags(sidecar) == flags(&wanted) && files(mounted) == files(desired::secrets(spec).iter())
+    let is_same = flags(sidecar) == flags(&wanted.sidecar);
+    Some(is_same && files(mounted) == files(wanted.secrets.iter()))
 }
 
 fn flags(container: &Container) -> BTreeMap<&str, &str> {

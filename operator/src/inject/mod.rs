@@ -29,7 +29,7 @@ mod warn;
 
 use std::collections::BTreeMap;
 
-pub use current::is_current;
+pub use current::Wanted;
 
 use crds::McpServerSpec;
 use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodSpec};

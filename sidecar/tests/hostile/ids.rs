@@ -15,6 +15,8 @@ use crate::{call, cases, guarded};
 const CALLS: usize = 100;
 /// Calls of a client on their way at once.
 const AT_ONCE: usize = 8;
+/// Clients at once: each call holds four descriptors of this machine.
+const CLIENTS: usize = 200;
 
 /// Gives how many answers were for somebody else.
 async fn client(url: Arc<String>, token: String, name: String, is_http2: bool) -> usize {
@@ -55,17 +57,16 @@ async fn answers_go_to_who_asked() {
     let (script, sidecar) = guarded().await;
     let clients = cases() / CALLS;
     let url = Arc::new(format!("http://{}/mcp", sidecar.mcp));
-    let all = (0..clients).map(|number| {
+    let all = stream::iter(0..clients).map(|number| {
         let name = format!("user-{number}");
         let token = sidecar.token(&name);
         // Half of them over HTTP/2, where all calls share a connection.
         tokio::spawn(client(Arc::clone(&url), token, name, number % 2 == 0))
     });
-    let wrong: usize = futures::future::join_all(all)
-        .await
-        .into_iter()
-        .map(Result::unwrap)
-        .sum();
+    let wrong = all
+        .buffer_unordered(CLIENTS)
+        .fold(0, async |sum, wrong| sum + wrong.unwrap())
+        .await;
     assert_eq!(script.got.lock().unwrap().len(), clients * CALLS);
     println!(
         "row 10: {clients} clients with the same ids, {CALLS} calls each: {wrong} answers to the wrong caller"

@@ -303,7 +303,7 @@ fn a_pod_is_current_until_the_spec_asks_for_another_sidecar() {
     let base = "{transport: {type: StreamableHttp}, injected: {}}";
     let is_current = |made: &str, now: &str| {
         let pod = injected(&plain(), &server(made)).unwrap().pod;
-        super::is_current(&pod, &server(now).spec)
+        Wanted::by(&server(now).spec).is_in(&pod)
     };
     let issuers = |secret: &str| {
         format!(
@@ -345,8 +345,8 @@ fn a_pod_is_current_until_the_spec_asks_for_another_sidecar() {
         .as_mut()
         .unwrap()
         .extend(["--older".to_owned(), "flag".to_owned()]);
-    assert!(super::is_current(&old, &server(base).spec));
-    assert!(!super::is_current(&plain(), &server(base).spec));
+    assert!(Wanted::by(&server(base).spec).is_in(&old));
+    assert!(!Wanted::by(&server(base).spec).is_in(&plain()));
 }
 
 #[test]
